@@ -1,0 +1,41 @@
+"""What every test may rely on: which markers need what, and the same random numbers every time."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import zlib
+
+import hypothesis
+import numpy as np
+import pytest
+
+# The same examples on every machine, and no failure because a machine was busy.
+hypothesis.settings.register_profile("fcdense", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fcdense")
+
+
+@functools.cache
+def cuda_missing() -> str:
+    """Why there is no CUDA device, or "". Asks the driver, so that a broken backend cannot skip its own tests."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA driver (libcuda.so.1) on this machine"
+    count = ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status:
+        return f"the CUDA driver answers with error {status}"
+    return "" if count.value else "the CUDA driver finds no device"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``gpu`` where there is none, with the reason."""
+    if item.get_closest_marker("gpu") and (reason := cuda_missing()):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the test's own name: repeatable, and different from test to test."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
