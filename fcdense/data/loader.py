@@ -1,0 +1,146 @@
+"""Batches that somebody else makes: generators, lists, PyTorch loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fcdense.data.batches import Batch
+from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
+from fcdense.errors import ArgumentError, DataError
+
+
+class DataLoader:
+    """One door for batches from anywhere; each pass yields `Batch` tuples, as `Batches` does.
+
+    Parameters
+    ----------
+    source : function or iterable
+        A function without arguments that returns an iterable of batches (called in every epoch), an iterable of
+        batches (a list, a `torch.utils.data.DataLoader`, `Batches`), or a generator, which can be walked only once.
+        A batch is `x`, `(x, y)` or `(x, y, sample_weight)`, as a tuple or a list; x (B, ..., I), y (B, ...).
+        Anything that `np.asarray` takes serves as an array and is not copied.
+    steps_per_epoch : int, optional
+        End every epoch after that many batches. A generator goes on where the epoch before it stopped; a function or
+        an iterable starts anew. Needed where the source never ends.
+
+    Attributes
+    ----------
+    steps_per_epoch : int or None
+        As given, else the length of the source, else None (`len()` raises TypeError then).
+    epoch : int
+        Number of the epoch that the next pass walks; handed to `source.set_epoch` where there is one.
+
+    Raises
+    ------
+    DataError
+        A generator that was used up already, an epoch without batches, fewer batches than `steps_per_epoch`, or a
+        batch that is none. Errors of the source itself pass with a note that names the source and the batch.
+    ArgumentError
+        A source that is no iterable, or holds rows instead of batches.
+    """
+
+    def __init__(
+        self, source: Callable[[], Iterable[Any]] | Iterable[Any], *, steps_per_epoch: int | None = None
+    ) -> None:
+        if isinstance(source, str | bytes | dict) or hasattr(source, "__array__"):
+            raise ArgumentError(
+                f"source is of type {type(source).__name__}, expected something that yields batches. "
+                "For arrays use Batches(x, y)."
+            )
+        iterable = not isinstance(source, type) and any(hasattr(source, name) for name in ("__iter__", "__getitem__"))
+        if not iterable and not callable(source):
+            raise ArgumentError(
+                f"source is {source!r}, expected a function that makes batches, an iterable of batches or a generator."
+            )
+        self.source: Any = source
+        self._made_anew = not iterable
+        self.name = getattr(source, "__name__", type(source).__name__)
+        self._given_steps = None if steps_per_epoch is None else as_count("steps_per_epoch", steps_per_epoch)
+        self._once = isinstance(source, Iterator)
+        self._begun = False
+        self._epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        if self._given_steps is not None:
+            return self._given_steps
+        try:
+            return len(self.source)
+        except TypeError:
+            return None
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the number of the next pass."""
+        self._epoch = as_count("epoch", epoch, 0)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        steps = self.steps_per_epoch
+        if steps is None:
+            raise TypeError(
+                f"The number of batches of {self.name!r} is not known before the end; pass steps_per_epoch."
+            )
+        return steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        if self._once and self._begun and self._given_steps is None:
+            raise DataError(f"Generator {self.name!r} was used up before epoch {epoch}. {self._cure()}")
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+        try:
+            iterator = iter(self.source() if self._made_anew else self.source)
+        except Exception as error:
+            error.add_note(f"Raised by {self.name!r} at the start of epoch {epoch}.")
+            raise
+        self._begun = True
+        self._epoch += 1
+        return self._walk(iterator, epoch)
+
+    def _walk(self, iterator: Iterator[Any], epoch: int) -> Iterator[Batch]:
+        done = 0
+        while self._given_steps is None or done < self._given_steps:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:
+                error.add_note(f"Raised by {self.name!r} while making batch {done} of epoch {epoch}.")
+                raise
+            yield _as_batch(item, f"batch {done} of {self.name!r}: ")
+            done += 1
+        if done < (self._given_steps or 1):
+            wanted = "at least one" if self._given_steps is None else f"steps_per_epoch={self._given_steps}"
+            raise DataError(
+                f"{self.name!r} ended after {done} batches of epoch {epoch}, expected {wanted}. {self._cure()}"
+            )
+
+    def _cure(self) -> str:
+        if self._once:
+            return (
+                "A generator yields its batches once: pass the function that makes it (DataLoader(f), not "
+                "DataLoader(f())), or let it loop with `while True:` and pass steps_per_epoch."
+            )
+        return "Lower steps_per_epoch or yield more batches." if self._given_steps else "Check the source."
+
+    def __repr__(self) -> str:
+        return f"DataLoader({self.name}, steps_per_epoch={self.steps_per_epoch}, next epoch {self.epoch})"
+
+
+def _as_batch(item: Any, where: str) -> Batch:
+    parts = tuple(item) if isinstance(item, tuple | list) else (item,)
+    if isinstance(item, dict | None) or not 1 <= len(parts) <= 3:
+        entries = f" of {len(item)} entries" if item is not None else ""
+        raise DataError(f"{where}expected x, (x, y) or (x, y, sample_weight), got a {type(item).__name__}{entries}.")
+    x_value, y_value, weight_value = parts + (None,) * (3 - len(parts))
+    x = as_rows(f"{where}x", x_value, min_axes=2)
+    y = None if y_value is None else as_rows(f"{where}y", y_value)
+    if y is not None:
+        same_rows(f"{where}x", x, "y", y)
+    weight = None if weight_value is None else as_weights(f"{where}sample_weight", weight_value, "x", x)
+    return Batch(x, y, weight)
