@@ -55,6 +55,10 @@ class DataError(FcdenseError, ValueError):
     """Training data that cannot be used as given."""
 
 
+class ContractError(FcdenseError, AssertionError):
+    """A backend, or a call of one, that does not do what `fcdense.backends.base` says."""
+
+
 class DTypeWarning(UserWarning):
     """A cast that loses precision or costs a pass, reported once per place."""
 
