@@ -1,0 +1,236 @@
+"""The contract: every primitive a backend offers, declared once. A backend is one class that builds them.
+
+Conventions. All operands live on the backend's device. Every result is written into an array that the caller passes
+(`out`, `aux`, `db`, `loss`, `dz`); a primitive allocates nothing that outlives the call. Inputs may be strided,
+read-only or of size 0; outputs are written whole and, unless a primitive says otherwise, share no memory with inputs.
+Outputs are C-contiguous, except those of `map`, `copy` and `fill`, which may be strided.
+Floating operands of one call have one dtype, sums are rounded in that dtype. NaN and infinities propagate.
+Axes: B rows, I features in, O features out, K classes.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fcdense.activation import Activation
+from fcdense.arena import Array, Workspace
+from fcdense.program import Program
+
+Mode = Literal["overwrite", "accumulate"]
+"""What writing a gradient means: replace what is there, or add to it."""
+
+Reduction = Literal["sum", "max", "min"]
+
+
+def primitive(function: Any) -> Any:
+    """Mark a method as part of the contract; `Backend.primitives` lists them."""
+    function.is_primitive = True
+    return function
+
+
+def uniform_stream(key: int, counter: int) -> np.random.Generator:
+    """The random numbers of one dropout call: Philox 4x64 keyed by both numbers (Salmon et al., SC 2011)."""
+    return np.random.Generator(np.random.Philox(key=(counter << 64) | key))
+
+
+class Backend(ABC):
+    """One implementation of all primitives on one kind of device."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    @property
+    def workspace(self) -> Workspace:
+        """Temporary buffers, a pool for each thread."""
+        try:
+            workspace: Workspace = self._local.workspace
+        except AttributeError:
+            workspace = self._local.workspace = Workspace(self)
+        return workspace
+
+    @classmethod
+    def primitives(cls) -> tuple[str, ...]:
+        """Names of the primitives, in the order of their declaration."""
+        return tuple(name for name, member in vars(Backend).items() if getattr(member, "is_primitive", False))
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of undefined contents, aligned unless it is small. Raises `OutOfMemory` with the bytes asked for."""
+
+    @abstractmethod
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array:
+        """The device's array with the contents of a NumPy array (that array itself if the device uses host memory)."""
+
+    @abstractmethod
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        """A NumPy array with the contents of `array` (a view of it where host memory is the device's)."""
+
+    # dense layers
+
+    @primitive
+    @abstractmethod
+    def dense(
+        self, x_bi: Array, w_io: Array, b_o: Array | None, act: Activation, *, out: Array, aux: Array | None = None
+    ) -> None:
+        """out_bo = f(x_bi @ w_io + b_o).
+
+        `aux` (shape and dtype of `out`) receives f'(x_bi @ w_io + b_o); ask for it only when `act.aux` is
+        "derivative". Where `act.aux` is "output" the backward pass reads `out` itself.
+        """
+
+    @primitive
+    @abstractmethod
+    def dense_grad_input(
+        self,
+        dz_bo: Array,
+        w_io: Array,
+        act: Activation,
+        aux_bi: Array | None,
+        *,
+        out: Array,
+        db: Array | None = None,
+        mode: Mode = "overwrite",
+    ) -> None:
+        """out_bi = (dz_bo @ w_io.T) * f'_bi, and db_i = column sums of out.
+
+        `act` and `aux_bi` are those of the layer below, so that its `act_grad` needs no pass of its own; pass the
+        linear activation and None for the plain input gradient. `mode` speaks of `db`.
+        """
+
+    @primitive
+    @abstractmethod
+    def dense_grad_weight(self, x_bi: Array, dz_bo: Array, *, out: Array, mode: Mode = "overwrite") -> None:
+        """out_io = x_bi.T @ dz_bo, or out_io += x_bi.T @ dz_bo."""
+
+    @primitive
+    @abstractmethod
+    def act_grad(
+        self,
+        dy_bo: Array,
+        aux_bo: Array | None,
+        act: Activation,
+        *,
+        out: Array,
+        db: Array | None = None,
+        mode: Mode = "overwrite",
+    ) -> None:
+        """out_bo = dy_bo * f'_bo, and db_o = column sums of out. `out` may be `dy_bo`. `mode` speaks of `db`.
+
+        `aux_bo` is what `act.aux` names: f(z), f'(z), or None for a linear activation.
+        """
+
+    # rows
+
+    @primitive
+    @abstractmethod
+    def softmax(self, z_bk: Array, *, out: Array, log: bool = False) -> None:
+        """Each row: exp(z - m) / sum exp(z - m), or z - m - log sum exp(z - m), with m the row's maximum."""
+
+    @primitive
+    @abstractmethod
+    def softmax_xent(
+        self,
+        z_bk: Array,
+        target: Array,
+        weight_b: Array | None,
+        scale: float,
+        *,
+        loss: Array,
+        dz: Array | None = None,
+    ) -> None:
+        """Cross entropy after softmax, and its gradient, in one primitive.
+
+        loss = scale * sum_b weight_b * sum_k t_bk * (logsumexp(z_b) - z_bk)
+        dz_bk = scale * weight_b * (softmax(z_b)_k * sum_j t_bj - t_bk)
+
+        `target` holds class numbers (int64, shape (B,)) or the t_bk themselves (dtype and shape of z, any
+        non-negative rows). `loss` has shape (). `dz` may be `z_bk`. A term with t_bk = 0 contributes 0, also where
+        z_bk is -inf.
+        """
+
+    # elementwise
+
+    @primitive
+    @abstractmethod
+    def elementwise_loss(
+        self,
+        program: Program,
+        prediction: Array,
+        target: Array,
+        weight: Array | None,
+        scale: float,
+        scalars: Sequence[float] = (),
+        *,
+        loss: Array,
+        dz: Array | None = None,
+    ) -> None:
+        """loss = scale * sum weight * l(p, t) and dz = scale * weight * dl/dp, one pass.
+
+        `program` has inputs (p, t), the scalars of the loss, and outputs (l, dl/dp). `weight` broadcasts against
+        `prediction`; `target` has its shape. `loss` has shape ().
+        """
+
+    @primitive
+    @abstractmethod
+    def map(
+        self, program: Program, inputs: Sequence[Array], scalars: Sequence[float] = (), *, out: Sequence[Array]
+    ) -> None:
+        """out_k = program_k(inputs, scalars), elementwise; inputs broadcast against the outputs, which have one shape.
+
+        An output may be one of the inputs of the same shape: optimizers update parameters and slots in place.
+        """
+
+    @primitive
+    @abstractmethod
+    def dropout(self, x: Array, rate: float, key: int, counter: int, *, out: Array) -> None:
+        """out = x * mask / (1 - rate), mask drawn from (key, counter) alone: the same call masks the gradient.
+
+        Each element is kept where a uniform number is >= rate. `out` may be `x`.
+        """
+
+    # arrays
+
+    @primitive
+    @abstractmethod
+    def reduce(self, operation: Reduction, x: Array, axes: tuple[int, ...], *, out: Array) -> None:
+        """out = sum, maximum or minimum of x over `axes`, which `out` lacks. NaN wins in max and min."""
+
+    @primitive
+    @abstractmethod
+    def matmul(self, a: Array, b: Array, *, out: Array) -> None:
+        """out = a @ b over the last two axes; leading axes broadcast."""
+
+    @primitive
+    @abstractmethod
+    def copy(self, x: Array, *, out: Array) -> None:
+        """out = x, broadcast and cast to the dtype of `out`. They may overlap: `out` receives what `x` held before."""
+
+    @primitive
+    @abstractmethod
+    def fill(self, value: float, *, out: Array) -> None:
+        """out = value, everywhere."""
+
+    @primitive
+    @abstractmethod
+    def gather_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        """out[k] = x[index[k]]; `index` is int64, in range."""
+
+    @primitive
+    @abstractmethod
+    def scatter_add_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        """out[index[k]] += x[k], in the order of k; the gradient of `gather_rows`."""
+
+    @primitive
+    @abstractmethod
+    def norm2(self, x: Array, *, out: Array) -> None:
+        """out = sum of the squares of all elements, float64, shape (); NaN or infinite when `x` holds such a value.
+
+        Elements whose square would overflow their dtype are squared in float64; a sum beyond float64 is infinite.
+        """

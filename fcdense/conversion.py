@@ -1,0 +1,90 @@
+"""What users may give as data, and the NumPy array that it becomes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from fcdense.errors import DeviceError, DTypeError, DTypeWarning, ShapeError
+
+FLOATS = tuple(np.dtype(t) for t in (np.float16, np.float32, np.float64))
+
+_said: set[object] = set()
+
+
+def warn_once(key: object, message: str) -> None:
+    """Issue a `DTypeWarning` the first time that `key` is met in this process."""
+    if key not in _said:
+        _said.add(key)
+        warnings.warn(message, DTypeWarning, stacklevel=4)
+
+
+def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
+    """`data` as a NumPy array of native byte order holding floats, integers or booleans; no copy where none is needed.
+
+    long double becomes float64, and says so once.
+
+    Raises
+    ------
+    DTypeError
+        Complex, object, string or other elements; a masked array, whose mask would be lost.
+    ShapeError
+        Nested lists of unequal lengths.
+    DeviceError
+        An array of a GPU: nothing is copied between devices behind your back.
+    """
+    if hasattr(data, "__cuda_array_interface__") and not isinstance(data, np.ndarray):
+        raise DeviceError(f"{what} lies on a GPU, but it is used on the CPU. Copy it first: cupy.asnumpy(array).")
+    if isinstance(data, np.ndarray) and hasattr(data, "mask"):
+        raise DTypeError(f"{what} is a masked array. Fill it, .filled(value), or give the mask as weights.")
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ShapeError(f"{what} is a ragged list: its rows have unequal lengths. Pad or split it first.") from None
+    kind = array.dtype.kind
+    if kind == "c":
+        raise DTypeError(f"{what} is complex ({array.dtype}); dense layers are real. Pass .real and .imag as features.")
+    if kind not in "fiub":
+        raise DTypeError(f"{what} has dtype {array.dtype}; expected floats, integers or booleans. Convert it first.")
+    if array.dtype.itemsize > 8:
+        warn_once(("longdouble",), f"{what} is {array.dtype}; it is rounded to float64, the widest dtype of fcdense.")
+        return array.astype(np.float64)
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """The float dtype that `dtype` names.
+
+    Raises
+    ------
+    DTypeError
+        It names no dtype, or one that is not float16, float32 or float64.
+    """
+    try:
+        found = FLOATS.index(np.dtype(object if dtype is None else dtype))  # NumPy takes None for float64
+    except (TypeError, ValueError):
+        raise DTypeError(f"dtype is {dtype!r}; expected 'float16', 'float32' or 'float64'.") from None
+    return FLOATS[found]
+
+
+def array_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype that `dtype` names, if arrays of fcdense can have it: float16 to float64, integers, booleans.
+
+    Raises
+    ------
+    DTypeError
+        It names none of these.
+    """
+    try:
+        found: np.dtype[Any] = np.dtype(object if dtype is None else dtype).newbyteorder("=")
+    except TypeError:
+        found = np.dtype(object)
+    if found not in FLOATS and found.kind not in "iub":
+        raise DTypeError(f"dtype is {dtype!r}; expected a float dtype up to float64, an integer dtype or bool.")
+    return found
