@@ -1,0 +1,170 @@
+"""The dense layer as one operation: its forward pass, its fused backward pass, and the same in recorded operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+from fcdense import activations, operations, tape
+from fcdense.activation import Activation
+from fcdense.arena import Array
+from fcdense.backends.base import Mode
+from fcdense.errors import DeviceError, DTypeError, ShapeError
+from fcdense.tensor import Tensor
+
+LINEAR = activations.linear
+
+
+def dense(x: Tensor, w: Tensor, b: Tensor | None = None, activation: Activation = LINEAR) -> Tensor:
+    """y = f(x @ w + b), one fused primitive; its gradient is fused as well.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., I)
+    w : Tensor, shape (I, O)
+    b : Tensor, shape (O,), or None
+    activation : Activation
+        f, elementwise.
+
+    Returns
+    -------
+    Tensor, shape (..., O)
+
+    Raises
+    ------
+    ShapeError
+        The last axis of x is not the first of w, or b is not as long as the last of w.
+    DTypeError, DeviceError
+        The operands do not share one dtype and one device.
+    """
+    x_bi, w_io, b_o = x.array, w.array, None if b is None else b.array
+    features, shape = x_bi.shape, w_io.shape
+    if not features or len(shape) != 2 or features[-1] != shape[0]:
+        raise ShapeError(
+            f"dense: x of shape {features} does not fit a kernel of shape {shape}; expected (..., I), (I, O)."
+        )
+    if b_o is not None and b_o.shape != shape[1:]:
+        raise ShapeError(f"dense: a bias of shape {b_o.shape} does not fit a kernel of shape {shape}; expected (O,).")
+    inputs = (x, w) if b is None else (x, w, b)
+    for other in inputs[1:]:
+        _check_alike(x, other, "kernel" if other is w else "bias")
+    backend, dtype = x.device.backend, x_bi.dtype
+    recorded = tape.needs_grad(inputs)
+    x_bi = _rows(x_bi)
+    out = backend.workspace.empty((x_bi.shape[0], shape[1]), dtype)
+    aux = backend.workspace.empty(out.shape, dtype) if recorded and activation.aux == "derivative" else None
+    backend.dense(x_bi, w_io, b_o, activation, out=out, aux=aux)
+    y = x.derived(out if len(features) == 2 else out.reshape(*features[:-1], shape[1]))
+    if recorded:
+        y.attach(DenseNode(inputs, activation, y, aux))
+    return y
+
+
+def _check_alike(x: Tensor, other: Tensor, name: str) -> None:
+    if other.dtype != x.dtype or x.dtype.kind != "f":
+        raise DTypeError(f"dense: x is {x.dtype}, the {name} {other.dtype}; expected one float dtype (.astype()).")
+    if other.device is not x.device and other.device != x.device:
+        raise DeviceError(f"dense: x lies on {x.device}, the {name} on {other.device}. Move one with .to().")
+
+
+def _rows(array: Array) -> Array:
+    """The array with its leading axes joined."""
+    return array if array.ndim == 2 else array.reshape(prod(array.shape[:-1]), array.shape[-1])
+
+
+class Joined(NamedTuple):
+    """What a dense node hands to the dense node below: dz instead of dy, and the bias gradient that came with it."""
+
+    dz: Array
+    bias_gradient: Tensor | None
+
+
+class DenseNode(tape.Node):
+    """A dense layer on the tape.
+
+    Where its input is another dense layer's result that nothing else uses, one call computes that layer's dz (the
+    input gradient times its f') and its bias gradient.
+    """
+
+    __slots__ = ("activation", "aux", "inputs")
+
+    def __init__(self, inputs: tuple[Tensor, ...], activation: Activation, y: Tensor, slope: Array | None) -> None:
+        by_output = activation.aux == "output"
+        super().__init__("dense", inputs, (*inputs, y) if by_output else inputs)
+        self.inputs = inputs
+        self.activation = activation
+        self.aux = _rows(y.array) if by_output else slope
+
+    def backward(self, dy: Any, sink: tape.GradientSink) -> Sequence[Tensor | None]:
+        """Gradients of x, w and b; those of parameters go straight into their buffers."""
+        if tape.is_recording():
+            return self._differentiable(dy, sink)
+        if isinstance(dy, Joined):
+            dz, bias_gradient = dy
+        else:
+            dz = _rows(dy.array)
+            db, mode, bias_gradient = self._bias_target(sink)
+            if db is not None or not self.activation.is_linear:
+                backend = dy.device.backend
+                dy_bo, dz = dz, backend.workspace.empty(dz.shape, dz.dtype)
+                backend.act_grad(dy_bo, self.aux, self.activation, out=dz, db=db, mode=mode)
+        gradients = (
+            self._input_gradient(dz, sink) if sink.needs(self, 0) else None,
+            self._weight_gradient(dz, sink) if sink.needs(self, 1) else None,
+            bias_gradient,
+        )
+        return gradients[: len(self.inputs)]
+
+    def _bias_target(self, sink: tape.GradientSink) -> tuple[Array | None, Mode, Tensor | None]:
+        if len(self.inputs) < 3 or not sink.needs(self, 2):
+            return None, "overwrite", None
+        return _target(self.inputs[2], sink)
+
+    def _weight_gradient(self, dz: Array, sink: tape.GradientSink) -> Tensor | None:
+        x, w = self.inputs[:2]
+        out, mode, gradient = _target(w, sink)
+        w.device.backend.dense_grad_weight(_rows(x.array), dz, out=out, mode=mode)
+        return gradient
+
+    def _input_gradient(self, dz: Array, sink: tape.GradientSink) -> Any:
+        x, w = self.inputs[:2]
+        backend = w.device.backend
+        out = backend.workspace.empty((dz.shape[0], w.shape[0]), dz.dtype)
+        below = x.node
+        if isinstance(below, DenseNode) and below.uses == 1 and not sink.wants(below):
+            db, mode, bias_gradient = below._bias_target(sink)
+            backend.dense_grad_input(dz, w.array, below.activation, below.aux, out=out, db=db, mode=mode)
+            return Joined(out, bias_gradient)
+        backend.dense_grad_input(dz, w.array, LINEAR, None, out=out)
+        return x.derived(out if x.ndim == 2 else out.reshape(x.shape))
+
+    def _differentiable(self, dy: Tensor, sink: tape.GradientSink) -> Sequence[Tensor | None]:
+        """The same gradients in operations that are themselves recorded."""
+        x, w, *bias = self.inputs
+        dz = dy
+        if not self.activation.is_linear:
+            z = x @ w + bias[0] if bias else x @ w
+            dz = dy * Tensor.apply(operations.Elementwise(self.activation.derivative), z)
+        b_o, b_i = (tensor.reshape(_rows(tensor.array).shape) for tensor in (dz, x))
+        gradients = (
+            dz @ w.T if sink.needs(self, 0) else None,
+            b_i.T @ b_o if sink.needs(self, 1) else None,
+            b_o.sum(axis=0) if bias and sink.needs(self, 2) else None,
+        )
+        return gradients[: len(self.inputs)]
+
+    def release(self) -> None:
+        """Let go of everything saved."""
+        super().release()
+        self.inputs = ()
+        self.aux = None
+
+
+def _target(tensor: Tensor, sink: tape.GradientSink) -> tuple[Array, Mode, Tensor | None]:
+    """Where a primitive writes a gradient: the leaf's own buffer, or a new tensor that is handed on."""
+    direct = sink.buffer(tensor) if tensor.node is None else None
+    if direct is not None:
+        return (*direct, None)
+    array = tensor.device.backend.workspace.empty(tensor.shape, tensor.dtype)
+    return array, "overwrite", tensor.derived(array)
