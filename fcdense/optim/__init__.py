@@ -1,0 +1,47 @@
+"""Optimizers and learning-rate schedules.
+
+``optimizer = fc.optim.Adam(model.parameters(), learning_rate=1e-3)``, then for each batch ``optimizer.zero_grad()``,
+``loss.backward()``, ``optimizer.step()``. A rule of your own is a small class: see `Optimizer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fcdense.errors import ArgumentError, unknown_name
+from fcdense.optim import schedules
+from fcdense.optim.optimizer import Optimizer
+from fcdense.optim.ranges import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from fcdense.optim.rules import SGD, Adam, AdamW, RMSprop
+
+__all__ = [
+    "FLAG",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SGD",
+    "SHARE",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "Range",
+    "get",
+    "schedules",
+]
+
+TABLE: Mapping[str, type[Optimizer]] = {kind.__name__.lower(): kind for kind in (SGD, Adam, AdamW, RMSprop)}
+
+
+def get(spec: str | type[Optimizer]) -> type[Optimizer]:
+    """The class that `spec` is or names, in any case: ``get("adam")(model.parameters(), learning_rate=1e-3)``.
+
+    Raises
+    ------
+    UnknownNameError
+        No optimizer has this name.
+    """
+    if isinstance(spec, type) and issubclass(spec, Optimizer):
+        return spec
+    if not isinstance(spec, str):
+        raise ArgumentError(f"Optimizer {spec!r}: expected {', '.join(TABLE)}, or a subclass of Optimizer.")
+    return TABLE[spec.lower()] if spec.lower() in TABLE else unknown_name("optimizer", spec, TABLE)
