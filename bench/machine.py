@@ -1,0 +1,112 @@
+"""What a measurement was made on and with: processor, memory, BLAS, GPU, versions, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fcdense
+from fcdense import backends
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as data for the results; None where a fact cannot be had."""
+    return {
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_bytes": ram(),
+        "os": platform.platform(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "blas": blas(),
+        "gpu": gpu(),
+    }
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+
+
+def ram() -> int | None:
+    """Bytes of memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):
+        return None
+
+
+def blas() -> dict[str, Any]:
+    """NumPy's BLAS: what it was built with, and what threadpoolctl (where it is installed) sees at work."""
+    built: Any = np.show_config(mode="dicts")
+    facts = built["Build Dependencies"]["blas"]
+    found = {"name": facts["name"], "version": facts.get("version"), "threads": None, "architecture": None}
+    try:
+        import threadpoolctl
+    except ImportError:
+        return found
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    if pools:
+        found |= {"threads": pools[0]["num_threads"], "architecture": pools[0].get("architecture")}
+    return found
+
+
+def gpu() -> dict[str, Any] | None:
+    """The first GPU, where fcdense can use it."""
+    if not backends.cuda_probes()[-1].passed:
+        return None
+    from cupy.cuda import runtime
+
+    facts = runtime.getDeviceProperties(0)
+    return {
+        "name": facts["name"].decode(),
+        "architecture": f"sm_{facts['major']}{facts['minor']}",
+        "memory_bytes": facts["totalGlobalMem"],
+        "driver": runtime.driverGetVersion(),
+        "runtime": runtime.runtimeGetVersion(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, NumPy, fcdense and, where it is installed, CuPy."""
+    found = {"python": platform.python_version(), "numpy": np.__version__, "fcdense": fcdense.__version__}
+    for name in ("cupy", "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            found["cupy"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout these files are in, "-dirty" at its end when tracked files have changed; else None."""
+    # An installation may lie inside of another project's checkout, whose commit says nothing.
+    if not (CHECKOUT / "pyproject.toml").is_file():
+        return None
+    return _output("git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
+
+
+def date() -> str:
+    """Now, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or "" if it fails or is not there."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,235 @@
+"""Tables, Markdown and blocks of a README."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fcdense.bench import plot, report
+from fcdense.bench.compare import compare
+from fcdense.bench.report import BLOCK, digits, markdown, notes, rewrite, seconds, tables
+from fcdense.bench.results import Results, Row
+from fcdense.errors import ArgumentError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(candidate: str, median: float, label: str = "32x64x64", question: str = "forward", **changes: object) -> Row:
+    """A row that took `median` seconds."""
+    filled = Row(
+        question,
+        label,
+        "relu, float32",
+        candidate,
+        {},
+        4_000_000,
+        0.5,
+        median,
+        0.9 * median,
+        1.2 * median,
+        10,
+        11,
+        1e-7,
+    )
+    return replace(filled, **changes)  # type: ignore[arg-type]
+
+
+def results(*rows: Row) -> Results:
+    """Results of a made-up machine without a GPU."""
+    machine = {"cpu": "Chip", "cores": 4, "os": "Linux", "gpu": None}
+    machine["blas"] = {"name": "openblas", "version": "0.3", "threads": 4, "architecture": None}
+    plan = {"min_time": 0.2, "warmup": 0.1, "rounds": 11}
+    missing = {"cuda": "probe 'driver' failed: no driver."}
+    return Results("2026-01-02T03:04:05+00:00", "abc123", machine, {"numpy": "2.4"}, plan, missing, list(rows))
+
+
+def printed(whole: Results) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    report.show(console, whole)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.9996, "1.00 s"),
+        (0.0123, "12.3 ms"),
+        (9.996e-4, "1.00 ms"),
+        (1.234e-5, "12.3 µs"),
+        (5e-9, "5.00 ns"),
+    ],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (0.999, "0.999"),
+        (9.996, "10.0"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (12345, "12,300"),
+    ],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert digits(value) == text
+
+
+def test_a_table_for_each_question_and_setting() -> None:
+    rows = [row("cpu", 1.0), row("cpu", 1.0, setting="relu, float64"), row("cpu", 1.0, question="train")]
+    assert [table.title for table in tables(results(*rows))] == [
+        "forward (relu, float32)",
+        "forward (relu, float64)",
+        "train (relu, float32)",
+    ]
+
+
+def test_a_line_for_each_candidate() -> None:
+    rows = [
+        row("cpu", 4e-3),
+        row("cuda:0", 1e-3, error=None),
+        row("cpu", 1e-3, "64x64x64"),
+        row("cuda:0", 2e-3, "64x64x64"),
+    ]
+    (table,) = tables(results(*rows))
+    assert table.headings == ["", "on", "median", "IQR", "GFLOP/s", "against\ncpu", "first\ncall", "max\nerror"]
+    assert table.rows == [
+        ["32x64x64", "cpu", "4.00 ms", "30 %", "1.00", "1.00x", "500 ms", "1.0e-07"],
+        ["", "cuda:0", "1.00 ms", "30 %", "4.00", "4.00x", "500 ms", "not finite"],
+        ["64x64x64", "cpu", "1.00 ms", "30 %", "4.00", "1.00x", "500 ms", "1.0e-07"],
+        ["", "cuda:0", "2.00 ms", "30 %", "2.00", "0.500x", "500 ms", "1.0e-07"],
+        ["", "cuda", "–", "–", "–", "–", "–", "–"],
+    ]
+
+
+def test_no_speed_up_where_the_baseline_has_no_row() -> None:
+    (table,) = tables(results(row("cpu", 1.0), row("peer", 2.0), row("peer", 2.0, "64x64x64")))
+    assert [line[5] for line in table.rows[:3]] == ["1.00x", "0.500x", "–"]
+
+
+def test_one_candidate_is_compared_with_nobody() -> None:
+    (table,) = tables(results(row("cpu", 1.0)))
+    assert not any("against" in heading for heading in table.headings)
+    assert {len(line) for line in table.rows} == {len(table.headings)}
+
+
+def test_notes_say_where_and_why() -> None:
+    text = "\n".join(notes(results(row("cpu", 1.0))))
+    for part in (
+        "Chip, 4 cores, openblas 0.3, 4 threads, Linux",
+        "numpy 2.4",
+        "11 interleaved rounds",
+        "commit abc123",
+    ):
+        assert part in text
+    assert "cuda was not measured: probe 'driver' failed: no driver." in text
+
+
+def test_the_terminal_shows_all_of_it() -> None:
+    text = printed(results(row("cpu", 4e-3), row("cuda:0", 1e-3)))
+    for part in ("forward (relu, float32)", "32x64x64", "4.00 ms", "4.00x", "no driver."):
+        assert part in text
+
+
+def test_a_narrow_terminal_shows_every_digit() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    report.show(console, results(row("cpu", 4e-3, "1024x1024x1024"), row("cuda:0", 1e-3, "1024x1024x1024")))
+    line = next(line for line in console.export_text().splitlines() if "cpu" in line and "1024" in line)
+    assert line.split() == ["1024x1024x1024", "cpu", "4.00", "ms", "30", "%", "1.00", "1.00x", "500", "ms", "1.0e-07"]
+
+
+def test_changes_point_at_regressions() -> None:
+    changes = compare(results(row("cpu", 1.0), row("peer", 1.0)), results(row("cpu", 1.2), row("peer", 1.05)))
+    console = Console(width=160, record=True, file=io.StringIO())
+    report.show_changes(console, changes, 10.0)
+    slow, fine = (line for line in console.export_text().splitlines() if "32x64x64" in line)
+    assert "+20.0 % regression" in slow
+    assert "+5.0 %" in fine
+    assert "regression" not in fine
+
+
+def test_markdown_is_a_table() -> None:
+    lines = markdown(results(row("cpu", 4e-3))).splitlines()
+    assert lines[0] == "**forward (relu, float32)**"
+    assert lines[2] == "|  | on | median | IQR | GFLOP/s | first call | max error |"
+    assert lines[3] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[4] == "| 32x64x64 | cpu | 4.00 ms | 30 % | 1.00 | 500 ms | 1.0e-07 |"
+
+
+def test_markdown_of_some_questions() -> None:
+    whole = results(row("cpu", 1.0), row("cpu", 1.0, question="train"))
+    assert "forward" not in markdown(whole, ["train"])
+    with pytest.raises(ArgumentError, match="no rows of: backward"):
+        markdown(whole, ["backward"])
+
+
+README = """# Title
+<!-- bench: a.json -->
+old
+<!-- /bench -->
+between
+<!-- bench: b.json train -->
+<!-- /bench -->
+<!-- bench: a.json train -->
+<!-- /bench -->
+end
+"""
+
+
+def test_blocks_are_rewritten_and_nothing_else() -> None:
+    whole = results(row("cpu", 1.0), row("cpu", 1.0, question="train"))
+    written = rewrite(README, "a.json", whole)
+    first, train = markdown(whole), markdown(whole, ["train"])
+    assert written == (
+        f"# Title\n<!-- bench: a.json -->\n{first}<!-- /bench -->\nbetween\n"
+        "<!-- bench: b.json train -->\n<!-- /bench -->\n"
+        f"<!-- bench: a.json train -->\n{train}<!-- /bench -->\nend\n"
+    )
+    assert rewrite(written, "a.json", whole) == written
+
+
+def test_a_readme_without_the_block() -> None:
+    with pytest.raises(ArgumentError, match=r"<!-- bench: c\.json -->"):
+        rewrite(README, "c.json", results(row("cpu", 1.0)))
+
+
+@pytest.mark.parametrize(
+    "readme", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[!.]*/*.md")), ids=lambda path: path.name
+)
+def test_committed_tables_are_those_of_the_committed_results(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    for name in {match[2] for match in BLOCK.finditer(text)} - {"NAME.json"}:
+        assert rewrite(text, name, Results.read(ROOT / "bench" / "results" / name)) == text
+
+
+def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"pip install 'fcdense\[plot\]'"):
+        plot.check(Path("a.png"))
+
+
+def test_plot_formats() -> None:
+    pytest.importorskip("matplotlib")
+    plot.check(Path("a.svg"))
+    for path in (Path("a"), Path("a.doc")):
+        with pytest.raises(ArgumentError, match="use one of"):
+            plot.check(path)
+
+
+def test_plot_draws_every_row(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.svg"
+    plot.plot(results(row("cpu", 1.0), row("cuda:0", 0.1), row("cpu", 1.0, question="train")), path)
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<!-- 32x64x64 -->") == 2
+    assert "<!-- train (relu, float32) -->" in text
