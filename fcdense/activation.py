@@ -81,7 +81,7 @@ class Activation:
         return f"<activation {self.name}: {self.program.outputs[0]!r}>"
 
     def __call__(self, x: Any) -> Any:
-        return call(self.program, x)
+        return x.__fc_activate__(self) if hasattr(x, "__fc_activate__") else call(self.program, x)
 
     def to_data(self) -> dict[str, Any]:
         """The activation as data that JSON can hold: a saved model needs no code of it."""
@@ -100,6 +100,8 @@ class Activation:
             name, function, derivative = data["name"], data["function"], data["derivative"]
         except (TypeError, KeyError, IndexError):
             raise FormatError("Not an activation: expected the keys name, function, derivative.") from None
+        if not isinstance(name, str):
+            raise FormatError(f"Not an activation: name {name!r}.")
         try:
             return Activation(name, Program.from_data(function), Program.from_data(derivative))
         except ArgumentError as error:
@@ -172,8 +174,8 @@ class RowActivation:
         return f"<activation {self.name} over rows>"
 
     def __call__(self, x: Any) -> Any:
-        if hasattr(x, "__fc_map__"):  # a tensor, which np.asarray would cut from its gradient
-            return x.__fc_rows__(self.name)
+        if hasattr(x, "__fc_activate__"):  # a tensor, which np.asarray would cut from its gradient
+            return x.__fc_activate__(self)
         if isinstance(x, Expr):
             raise TraceError(f"{self.name} combines the elements of a row; only elementwise functions can be traced.")
         array = np.asarray(x)

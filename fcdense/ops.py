@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcdense import operations, tape
+from fcdense.activate import SoftmaxRows
 from fcdense.arena import Array
+from fcdense.backends import current_device
 from fcdense.backends.base import Backend
 from fcdense.conversion import host_array
 from fcdense.dense import dense as dense
@@ -20,32 +22,6 @@ from fcdense.random import random_state
 from fcdense.tensor import Tensor, as_tensor, elementwise
 
 SCALED = trace(lambda slope, dy: slope * dy, 2, name="scaled")
-
-
-@dataclass(frozen=True)
-class SoftmaxRows(Operation):
-    """y = softmax(x) or log_softmax(x) over the last axis."""
-
-    log: bool
-    name: ClassVar[str] = "softmax"
-    needs_floats: ClassVar[bool] = True
-
-    def saves(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
-        return (0,)
-
-    def forward(self, backend: Backend, arrays: Sequence[Array]) -> Array:
-        (x,) = arrays
-        out = backend.workspace.empty(x.shape, x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        backend.softmax(rows, out=out.reshape(rows.shape), log=self.log)
-        return out
-
-    def vjp(self, dy: AnyTensor, call: Call) -> Gradients:
-        x = call.inputs[0]
-        y = x.apply(SoftmaxRows(False), x)  # type: ignore[union-attr]
-        if self.log:
-            return (dy - y * dy.sum(axis=-1, keepdims=True),)
-        return (y * (dy - (dy * y).sum(axis=-1, keepdims=True)),)
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
@@ -59,7 +35,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def _along_last(operation: Operation, x: Tensor, axis: int) -> Tensor:
-    if x.ndim == 0 or not -x.ndim <= axis < x.ndim or x.shape[axis] == 0:
+    if not -x.ndim <= axis < x.ndim or x.shape[axis] == 0:
         raise ShapeError(f"{operation.name} over axis {axis} of shape {x.shape}: the axis must exist and not be empty.")
     if axis in (-1, x.ndim - 1):
         return Tensor.apply(operation, x)
@@ -180,7 +156,8 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     """
     like = next((v for v in (x, y) if isinstance(v, Tensor)), None)
     if like is None:
-        like = condition.derived(np.empty((), np.float32))
+        on = condition.device if isinstance(condition, Tensor) else current_device()
+        like = Tensor(np.empty((), np.float32), on)
     flags = condition
     if not isinstance(condition, Tensor):
         flags = like.derived(like.device.backend.from_host(host_array(condition, "the condition").astype(np.bool_)))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fcdense.conversion import FLOATS, host_array
+from fcdense.conversion import FLOATS, host_array, in_c_order
 from fcdense.dense import DenseNode
 from fcdense.errors import ArgumentError, DataError, DeviceError, DTypeError, ShapeError
 from fcdense.tensor import Tensor
@@ -40,7 +40,7 @@ def check(name: str, prediction: Any, target: Any, of_logits: bool) -> None:
             f"Move it: target.to('{prediction.device}')."
         )
     made_by = _activation_of(prediction) if of_logits else ""
-    if made_by in ("softmax", "sigmoid"):
+    if made_by in ("softmax", "log_softmax", "sigmoid"):
         raise ArgumentError(
             f"{name}: the prediction is the result of a {made_by} already. "
             f"Give the layer no activation: {name} takes logits."
@@ -58,10 +58,10 @@ def _activation_of(prediction: Tensor) -> str:
 
 
 def numbers(values: Any, what: str) -> Array:
-    """A tensor, array or nested list as a NumPy array; nothing is copied where none is needed."""
+    """A tensor, array or nested list as a NumPy array in C order; nothing is copied where none is needed."""
     if isinstance(values, Tensor):
         values = values.detach().numpy()
-    return host_array(values, what)
+    return in_c_order(host_array(values, what))
 
 
 def matching(target: Any, shape: Shape) -> Array:
@@ -126,7 +126,7 @@ def class_weights(given: Sequence[float] | Mapping[int, float], count: int) -> A
         unknown = [c for c in given if isinstance(c, bool) or c not in range(count)]
         if unknown:
             raise ArgumentError(f"class_weight names class {unknown[0]!r}; the {count} classes are 0 to {count - 1}.")
-        weights = np.array([given.get(c, 1.0) for c in range(count)], np.float64)
+        weights = numbers([given.get(c, 1.0) for c in range(count)], "class_weight").astype(np.float64)
     else:
         weights = numbers(given, "class_weight").astype(np.float64)
     if weights.shape != (count,):

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcdense import backends as devices
-from fcdense import indexing, operations, tape
+from fcdense import activate, indexing, operations, tape
+from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array, Version
 from fcdense.backends import Device, current_device
 from fcdense.backends.base import Reduction
-from fcdense.conversion import array_dtype, host_array
+from fcdense.conversion import array_dtype, host_array, in_c_order
 from fcdense.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from fcdense.program import Program, trace
 from fcdense.variable import Variable
@@ -64,6 +65,9 @@ class Tensor(Variable):
     def __fc_map__(self, program: Program, inputs: tuple[Any, ...]) -> Tensor:
         return self.apply(operations.Elementwise(program), *(as_tensor(x, like=self) for x in inputs))
 
+    def __fc_activate__(self, function: Activation | RowActivation) -> Tensor:
+        return self.apply(activate.operation_of(function), self)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Tensor:
         if method != "__call__" or kwargs:
             raise TypeError(
@@ -73,8 +77,6 @@ class Tensor(Variable):
         if ufunc is np.matmul:
             like = next(x for x in inputs if isinstance(x, Tensor))
             return matmul(as_tensor(inputs[0], like=like), as_tensor(inputs[1], like=like))
-        if ufunc is np.power and isinstance(inputs[0], Tensor):
-            return inputs[0].__pow__(inputs[1])
         return elementwise(ufunc, *inputs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -270,8 +272,8 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
     """
     on = current_device() if device is None else devices.device(device)
     source = data.detach().numpy() if isinstance(data, Tensor) else host_array(data)
-    array = on.backend.from_host(np.array(source, source.dtype if dtype is None else array_dtype(dtype), order="C"))
-    return Tensor(array, on, requires_grad=requires_grad)
+    array = in_c_order(source, None if dtype is None else array_dtype(dtype), copy=True)
+    return Tensor(on.backend.from_host(array), on, requires_grad=requires_grad)
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:

@@ -78,6 +78,9 @@ class Variable:
             extras += ", requires_grad=True"
         return f"tensor({text}{extras})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a read-only NumPy array, without a copy where host memory is the device's."""
         view = self.device.backend.to_host(self.array).view()

@@ -19,7 +19,7 @@ from fcdense.activation import Activation, RowActivation, get
 from fcdense.activations import activation
 from fcdense.errors import ArgumentError, FormatError, TraceError, UnknownNameError
 from fcdense.expression import array_var
-from fcdense.program import Program, trace
+from fcdense.program import trace
 
 
 @pytest.fixture(autouse=True)
@@ -217,17 +217,14 @@ def test_immutable() -> None:
 class Wrapped:
     """Stands for a tensor."""
 
-    def __fc_map__(self, program: Program, inputs: tuple[Any, ...]) -> tuple[Program, tuple[Any, ...]]:
-        return program, inputs
-
-    def __fc_rows__(self, name: str) -> str:
-        return name
+    def __fc_activate__(self, function: Any) -> Any:
+        return function
 
 
-def test_tensors_map_the_program_themselves() -> None:
+def test_tensors_apply_activations_themselves() -> None:
     x = Wrapped()
-    assert activations.tanh(x) == (activations.tanh.program, (x,))
-    assert activations.softmax(x) == "softmax"
+    assert activations.tanh(x) is activations.tanh
+    assert activations.softmax(x) is activations.softmax
     with pytest.raises(TraceError, match="combines the elements of a row"):
         trace(lambda x: activations.softmax(x) * 2, 1)
 

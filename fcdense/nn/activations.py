@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fcdense import ops
 from fcdense.activations import Activation as Function
-from fcdense.activations import RowActivation
 from fcdense.errors import ArgumentError
 from fcdense.nn import layer
-from fcdense.nn.activation import ActivationLayer, rows
+from fcdense.nn.activation import ActivationLayer
 from fcdense.nn.arguments import real
 from fcdense.program import trace
 from fcdense.tensor import Tensor
@@ -246,8 +246,7 @@ class _Rows(ActivationLayer):
             raise ArgumentError(f"{type(self).__name__}: axis is {axis!r}; expected an integer.") from None
 
     def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.activation, RowActivation)
-        return rows(self.activation, x, self.axis)
+        return ops.softmax(x, self.axis) if self.key == "softmax" else ops.log_softmax(x, self.axis)
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}"

@@ -10,7 +10,6 @@ from fcdense import activations, constraints, init, ops, regularizers
 from fcdense.activations import Activation
 from fcdense.backends import current_device
 from fcdense.nn import layer
-from fcdense.nn.activation import rows
 from fcdense.nn.arguments import flag, integer
 from fcdense.nn.features import FeatureLayer
 from fcdense.parameter import Parameter
@@ -151,7 +150,8 @@ class Dense(FeatureLayer):
         """f(x @ kernel + b), for an accepted x and W or a function of it."""
         if isinstance(self.activation, Activation):
             return ops.dense(x, kernel, self.bias, self.activation)
-        return rows(self.activation, ops.dense(x, kernel, self.bias))
+        y: Tensor = self.activation(ops.dense(x, kernel, self.bias))
+        return y
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_features or '?'} -> {self.units}"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fcdense.backends import Device, current_device
-from fcdense.conversion import host_array
+from fcdense.conversion import host_array, in_c_order
 from fcdense.tape import is_recording
 from fcdense.tensor import Tensor
 
@@ -20,10 +18,8 @@ def as_input(x: Any, module: Module) -> Any:
     """An array or a list of numbers as a tensor; anything else as it is, `forward` may know what to do with it."""
     if not (hasattr(x, "__array__") or (isinstance(x, list) and not any(isinstance(item, Tensor) for item in x))):
         return x
-    array = host_array(x, "the input")
-    if is_recording():
-        # The gradient reads it later, and a write of the caller's in between would go unseen.
-        array = np.array(array)
+    # The gradient reads the array later, and a write of the caller's in between would go unseen.
+    array = in_c_order(host_array(x, "the input"), copy=True if is_recording() else None)
     on = device_of(module)
     return Tensor(on.backend.from_host(array), on)
 
