@@ -28,12 +28,17 @@ def host_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     try:
         raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     except (MemoryError, ValueError):  # NumPy calls a size beyond its index type a ValueError
-        raise OutOfMemory(
-            f"The CPU cannot hold an array of {nbytes:,} bytes (shape {shape}, {dtype}). "
-            "Use a smaller batch or smaller layers."
-        ) from None
+        raise too_large(shape, dtype) from None
     start = -raw.ctypes.data % ALIGNMENT
     return np.ndarray(shape, dtype, buffer=raw, offset=start)
+
+
+def too_large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> OutOfMemory:
+    """The error for an array that host memory cannot hold."""
+    return OutOfMemory(
+        f"The CPU cannot hold an array of {math.prod(shape) * dtype.itemsize:,} bytes (shape {shape}, {dtype}). "
+        "Use a smaller batch or smaller layers."
+    )
 
 
 class Allocator(Protocol):

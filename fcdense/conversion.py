@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdense.arena import too_large
 from fcdense.errors import DeviceError, DTypeError, DTypeWarning, ShapeError
 
 FLOATS = tuple(np.dtype(t) for t in (np.float16, np.float32, np.float64))
@@ -56,6 +57,17 @@ def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     if not array.dtype.isnative:
         return array.astype(array.dtype.newbyteorder("="))
     return array
+
+
+def in_c_order(array: np.ndarray[Any, Any], dtype: Any = None, *, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    """`array` with its rows one after another, whatever its strides were: sums over it then give the same bits.
+
+    `copy=True` always copies, else only what is not so already.
+    """
+    try:
+        return np.array(array, dtype, order="C", copy=copy)
+    except MemoryError:
+        raise too_large(array.shape, array.dtype if dtype is None else np.dtype(dtype)) from None
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:

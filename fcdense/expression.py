@@ -254,7 +254,7 @@ def from_data(data: Any) -> tuple[Expr, ...]:
         return tuple(built[_index(n, len(built))] for n in data["outputs"])
     except FormatError as error:
         raise FormatError(f"Expression node {len(built)}: {error}") from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise FormatError(f"Not an expression: {error!r}. Expected what to_data() returned.") from None
 
 

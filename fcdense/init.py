@@ -14,6 +14,7 @@ import inspect
 import math
 import numbers
 import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -23,10 +24,15 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import DTypeLike, NDArray
 
+from fcdense.arena import too_large
 from fcdense.errors import ArgumentError, DTypeError, FormatError, ShapeError, unknown_name
 
 Shape = tuple[int, ...]
 Array = NDArray[Any]
+
+F64 = np.dtype(np.float64)
+LARGEST = np.iinfo(np.intp).max // F64.itemsize
+"""Entries of the largest array that NumPy can address."""
 
 # What a standard normal variable cut at +-2 keeps of its deviation, 0.8796...: sqrt(1 - 4 pdf(2) / P(|z| <= 2)).
 TRUNCATED_STDDEV = math.sqrt(1.0 - 4.0 * math.exp(-2.0) / math.sqrt(2.0 * math.pi) / math.erf(math.sqrt(2.0)))
@@ -38,13 +44,17 @@ class Initializer(ABC):
 
     A call returns a new C-contiguous array of `dtype` (float16, float32, float64), every entry finite. It raises
     `ShapeError` (a size is not a positive integer; not defined for this number of axes), `DTypeError` (`dtype` is not a
-    NumPy floating dtype) or `ArgumentError` (a value is beyond the range of `dtype`).
+    NumPy floating dtype), `ArgumentError` (a value is beyond the range of `dtype`) or `OutOfMemory`.
     """
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, numbers.Real)
+                or not -sys.float_info.max <= value <= sys.float_info.max
+            ):
                 raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a finite number.")
             if field.name in ("gain", "stddev") and float(value) < 0:
                 raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a number >= 0.")
@@ -52,7 +62,10 @@ class Initializer(ABC):
 
     def __call__(self, shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> Array:
         sizes, kind = _checked(shape, dtype, generator)
-        return _rounded(self.draw(sizes, generator), sizes, kind, self)
+        try:
+            return _rounded(self.draw(sizes, generator), sizes, kind, self)
+        except MemoryError:
+            raise too_large(sizes, F64) from None
 
     @abstractmethod
     def draw(self, shape: Shape, generator: Generator) -> Array:
@@ -288,6 +301,8 @@ def _checked(shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> tu
         sizes = (0,)
     if any(size < 1 for size in sizes):
         raise ShapeError(f"Shape {shape!r}: expected a sequence of positive integers, e.g. (in, out).")
+    if math.prod(sizes) > LARGEST:
+        raise too_large(sizes, F64)
     kind = np.dtype(dtype)
     if kind.kind != "f":
         raise DTypeError(f"An initializer draws float16, float32 or float64, given the dtype {kind}.")

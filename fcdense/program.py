@@ -16,6 +16,9 @@ from fcdense.symbol import lift
 _programs: weakref.WeakValueDictionary[tuple[Any, ...], Program] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
+MAX_ARGUMENTS = 1 << 16
+"""Arrays, and scalars, of a program that is read from data: a count beyond it is damage, and costs no memory."""
+
 
 class Program:
     """An elementwise function of arrays and scalars: `outputs[k] = f_k(x_0 .. x_{n-1}; s_0 .. s_{m-1})`.
@@ -128,7 +131,9 @@ class Program:
             name, n_inputs, n_scalars = data["name"], data["inputs"], data["scalars"]
         except (TypeError, KeyError, IndexError):
             raise FormatError("Not a program: expected the keys name, inputs, scalars, nodes, outputs.") from None
-        if not isinstance(name, str) or any(type(n) is not int or n < 0 for n in (n_inputs, n_scalars)):
+        if not isinstance(name, str) or any(
+            type(n) is not int or not 0 <= n <= MAX_ARGUMENTS for n in (n_inputs, n_scalars)
+        ):
             raise FormatError(f"Not a program: name {name!r}, inputs {n_inputs!r}, scalars {n_scalars!r}.")
         try:
             return Program(name, n_inputs, n_scalars, expression.from_data(data))

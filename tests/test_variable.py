@@ -53,7 +53,13 @@ def test_numpy_is_a_read_only_view() -> None:
     ],
 )
 def test_repr(value: Tensor, text: str) -> None:
-    assert repr(value) == text
+    assert repr(value) == f"{value}" == text
+
+
+def test_a_number_is_formatted_as_one() -> None:
+    assert f"{tensor(np.float32(0.125)):.2f} {tensor(3):>3d} {leaf([[2.0]]):.1e}" == "0.12   3 2.0e+00"
+    with pytest.raises(ShapeError, match=r"item\(\) needs one element"):
+        f"{tensor([1.0, 2.0]):.2f}"
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from fcdense.log import logger
 __all__ = ["Backend", "Device", "Probe", "available_devices", "cuda_probes", "current_device", "device", "use_device"]
 
 
-
 @dataclass(frozen=True)
 class Device:
     """A place where arrays live and primitives run. Two devices are equal when their names are."""
@@ -56,7 +55,7 @@ _starting = threading.RLock()
 def _cuda(index: int) -> Device:
     failed = failed_probe()
     if failed is not None:
-        raise DeviceError(f'Device "cuda" cannot be used: probe \'{failed.name}\' failed: {failed.detail}')
+        raise DeviceError(f"Device \"cuda\" cannot be used: probe '{failed.name}' failed: {failed.detail}")
     if index >= gpu_count():
         raise DeviceError(f'Device "cuda:{index}" is not there: the driver shows {gpu_count()} GPU(s), from 0 on.')
     backend: Backend = import_module("fcdense.backends.cuda").CudaBackend(index)

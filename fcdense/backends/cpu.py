@@ -158,7 +158,7 @@ class CpuBackend(Backend):
     def softmax(self, z_bk: Array, *, out: Array, log: bool = False) -> None:
         column = self.workspace.empty((z_bk.shape[0], 1), z_bk.dtype)
         with np.errstate(invalid="ignore"):
-            np.maximum.reduce(z_bk, axis=1, keepdims=True, out=column)
+            np.maximum.reduce(z_bk, axis=1, keepdims=True, out=column, initial=-np.inf)
             np.subtract(z_bk, column, out=out)
             if log:
                 exps = self.workspace.empty(out.shape, out.dtype)
@@ -183,12 +183,12 @@ class CpuBackend(Backend):
     ) -> None:
         rows, classes = z_bk.shape
         empty, dtype = self.workspace.empty, z_bk.dtype
-        exps = dz if dz is not None and dz.flags.c_contiguous else empty(z_bk.shape, dtype)
+        exps = empty(z_bk.shape, dtype) if dz is None else dz
         total, terms, picked = (empty((rows, 1), dtype) for _ in range(3))
         weight: Any = 1.0 if weight_b is None else weight_b[:, None]
         mass: Any = 1.0
         with np.errstate(invalid="ignore"):
-            np.maximum.reduce(z_bk, axis=1, keepdims=True, out=total)
+            np.maximum.reduce(z_bk, axis=1, keepdims=True, out=total, initial=-np.inf)
             np.subtract(z_bk, total, out=exps)
             if target.ndim == 1:
                 hits = empty((rows,), target.dtype)
@@ -221,8 +221,6 @@ class CpuBackend(Backend):
             else:
                 np.multiply(target, terms, out=products)
                 np.subtract(exps, products, out=exps)
-            if exps is not dz:
-                np.copyto(dz, exps)
 
     def elementwise_loss(
         self,
@@ -263,8 +261,9 @@ class CpuBackend(Backend):
             if sums is not out:
                 np.copyto(out, sums, casting="same_kind")
         else:
-            ufunc = np.maximum if operation == "max" else np.minimum
-            ufunc.reduce(x, axis=axes, out=out)
+            ufunc, initial = (np.maximum, -np.inf) if operation == "max" else (np.minimum, np.inf)
+            # Without `initial`, NumPy before 2.2 starts from a wrong element of a reversed axis when it is given `out`.
+            ufunc.reduce(x, axis=axes, out=out, initial=initial)
 
     def matmul(self, a: Array, b: Array, *, out: Array) -> None:
         np.matmul(a, b, out=out)

@@ -241,6 +241,8 @@ def get(spec: float | Schedule | Callable[[int], float]) -> Schedule:
     if isinstance(spec, Schedule):
         return spec
     if isinstance(spec, numbers.Real) and not isinstance(spec, bool):
+        if not 0 <= spec < math.inf:
+            raise ArgumentError(f"learning_rate is {spec!r}, expected a finite number >= 0, a schedule or a function.")
         return Constant(float(spec))
     if callable(spec):
         return Custom(spec)

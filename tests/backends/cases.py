@@ -287,6 +287,8 @@ LARGE = (
     softmax(1000, 2000, True),
     softmax_xent(2000, 1000, False),
     softmax_xent(2000, 1000, True),
+    softmax_xent(20_000, 10, False),
+    softmax_xent(20_000, 10, True),
     elementwise_loss((1_000_003,)),
     map_(formulas.axpy, (1009, 1013), (1009, 1013), (1013,)),
     dropout((1009, 1013), 0.5),

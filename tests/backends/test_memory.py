@@ -17,7 +17,7 @@ from tests.backends.calls import draw
 from tests.backends.cases import LARGE, Case
 
 # NumPy's iterator buffers 8192 elements of an operand that it broadcasts, and a few columns are smaller than what the
-# workspace keeps. The arrays of these calls have 1 MB and more.
+# workspace keeps. The arrays of these calls have 0.8 MB and more.
 LIMIT = 8192 * 4 + 4 * Workspace.smallest
 
 STEADY = (
