@@ -50,11 +50,8 @@ class Initializer(ABC):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, numbers.Real)
-                or not -sys.float_info.max <= value <= sys.float_info.max
-            ):
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (is_number and -sys.float_info.max <= value <= sys.float_info.max):
                 raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a finite number.")
             if field.name in ("gain", "stddev") and float(value) < 0:
                 raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a number >= 0.")

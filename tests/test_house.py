@@ -28,7 +28,7 @@ FLOORS = (
     ("backends", "backends/ cuda/"),
     ("gradients", "tape operations indexing activate variable tensor parameter dense ops gradients"),
     ("models", "nn/ targets losses optim/ init regularizers constraints"),
-    ("running", "capture data/ metrics history diagnosis callbacks checkpoint train"),
+    ("running", "capture data/ metrics history accumulation inference diagnosis callbacks checkpoint train"),
     ("doors", "__init__ __main__ cli tune sklearn onnx interop distributed bench/"),
 )
 FLOOR_OF = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}

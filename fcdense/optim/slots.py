@@ -100,12 +100,12 @@ class Slots:
             return
         moved = [i for i, old in enumerate(self._arenas) if old is not None and old is not arenas[i]]
         values = [self.read(i) for i in moved]
-        self._arenas, self._places = arenas, [(p.device, p.index) for p in self.parameters]
         self._buffers = {
             arena: self._buffers.get(arena) or tuple(arena.new_buffer() for _ in self.names)
             for arena in dict.fromkeys(arenas)
             if arena is not None
         }
+        self._arenas, self._places = arenas, [(p.device, p.index) for p in self.parameters]
         self._plans.clear()
         for i, arrays in zip(moved, values, strict=True):
             self.write(i, arrays)

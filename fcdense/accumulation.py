@@ -1,0 +1,91 @@
+"""What adds up over batches: the gradients of an optimizer step, and the numbers of an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fcdense import nn, optim
+from fcdense.data import Batch
+from fcdense.errors import DataError
+from fcdense.metrics import Metric
+from fcdense.tensor import Tensor
+
+
+class Step:
+    """The next optimizer step: the gradients of some batches, which weigh as much as their rows do.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    buffers : sequence of (module, name)
+        The buffers of the model (the statistics of `BatchNorm`), which forward passes change.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer, buffers: Sequence[tuple[nn.Module, str]]) -> None:
+        self._optimizer = optimizer
+        self._buffers = buffers
+        self._begin()
+
+    def _begin(self) -> None:
+        self.batches = 0
+        self._first = self._total = 0.0
+        values = [getattr(module, name) for module, name in self._buffers]
+        self._before = [None if value is None else value.copy() for value in values]
+
+    @np.errstate(all="ignore")
+    def add(self, loss: Tensor, weight: float) -> None:
+        """Add the gradients of a batch, relative to the weight of the first one."""
+        self._first = self._first or weight
+        share = weight / self._first
+        loss.backward(None if share == 1.0 else np.array(share))
+        self._total += share
+        self.batches += 1
+
+    @np.errstate(all="ignore")
+    def finish(self) -> bool:
+        """Update the parameters and begin the next step; False if a gradient is not finite and nothing has changed."""
+        if not self._optimizer.step(gradient_scale=1.0 / self._total, check_finite=True):
+            return False
+        self._optimizer.zero_grad()
+        self._begin()
+        return True
+
+    def undo(self) -> None:
+        """Leave everything as it was before, and begin anew."""
+        self._optimizer.zero_grad()
+        for (module, name), value in zip(self._buffers, self._before, strict=True):
+            setattr(module, name, value)
+        self._begin()
+
+
+class Average:
+    """Loss and metrics over batches, each as heavy as its rows."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+        self._sum = self._weight = 0.0
+        self._rows = 0
+        for metric in metrics:
+            metric.reset()
+
+    @property
+    def loss(self) -> float:
+        """The mean so far; NaN while there was nothing."""
+        return self._sum / self._weight if self._weight else math.nan
+
+    def add(self, loss: float, weight: float, prediction: Tensor, batch: Batch) -> None:
+        """Count a batch."""
+        for metric in self._metrics:
+            metric.update(prediction, batch.y, batch.sample_weight)
+        self._sum += loss * weight
+        self._weight += weight
+        self._rows += len(batch.x)
+
+    def result(self) -> dict[str, float]:
+        """The numbers by name."""
+        if self._rows and not self._weight:
+            raise DataError(f"The weights of all {self._rows} rows are 0, so there is nothing to measure or to learn.")
+        return {"loss": self.loss} | {metric.name: metric.result() for metric in self._metrics}

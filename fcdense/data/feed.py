@@ -1,0 +1,64 @@
+"""Batches of whatever is given: arrays, or something that yields batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fcdense.data.batches import Batches
+from fcdense.data.loader import DataLoader
+from fcdense.errors import ArgumentError, ShapeError
+
+
+def feed(
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    batch_size: int | None = None,
+    usual: int = 256,
+    steps_per_epoch: int | None = None,
+    shuffle: bool = False,
+    **options: Any,
+) -> DataLoader:
+    """Batches of the arrays x, y and weights, `usual` rows unless `batch_size` is given; without y, those of x.
+
+    Raises
+    ------
+    ArgumentError
+        y is missing beside an array, or an option of arrays is given beside batches.
+    """
+    if y is not None:
+        rows = usual if batch_size is None else batch_size
+        source = Batches(x, y, sample_weight=sample_weight, batch_size=rows, shuffle=shuffle, **options)
+        loader = DataLoader(source, steps_per_epoch=steps_per_epoch)
+        if steps_per_epoch is not None and steps_per_epoch > len(source):
+            raise ArgumentError(
+                f"steps_per_epoch is {steps_per_epoch}, but {source.n} rows make {len(source)} batches of "
+                f"{source.batch_size}; lower it, or take smaller batches."
+            )
+        return loader
+    if hasattr(x, "__array__"):
+        raise ArgumentError("x is an array, but its targets y are missing; give both, or batches of (x, y).")
+    for name, value in (("batch_size", batch_size), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise ArgumentError(f"{name} is for arrays x and y; batches bring their own.")
+    return (
+        x if isinstance(x, DataLoader) and steps_per_epoch is None else DataLoader(x, steps_per_epoch=steps_per_epoch)
+    )
+
+
+def validation_feed(given: Any, x: Any, y: Any) -> DataLoader:
+    """Batches of `validation_data`: (x, y), (x, y, sample_weight) or batches, with rows like those of the array x."""
+    if not isinstance(given, tuple):
+        return feed(given)
+    if len(given) not in (2, 3) or given[1] is None:
+        raise ArgumentError(
+            f"validation_data is a tuple of {len(given)}; expected (x, y), (x, y, sample_weight) or batches."
+        )
+    if y is not None and np.shape(given[0])[1:] != np.shape(x)[1:]:
+        raise ShapeError(
+            f"validation_data holds rows of shape {np.shape(given[0])[1:]}, x of {np.shape(x)[1:]}; expected the same."
+        )
+    return feed(*given)

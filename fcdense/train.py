@@ -1,0 +1,315 @@
+"""The training loop: `Trainer.fit`, `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fcdense import data, losses, nn, optim, tape, targets
+from fcdense import metrics as measures
+from fcdense.accumulation import Average, Step
+from fcdense.callbacks import Callback, CallbackList, Logs, ProgressBar, StopOnNaN
+from fcdense.data import Batch, DataLoader
+from fcdense.data.checks import as_count
+from fcdense.data.feed import feed, validation_feed
+from fcdense.diagnosis import first_non_finite
+from fcdense.errors import ArgumentError, DataError
+from fcdense.history import History
+from fcdense.inference import evaluating, predict
+from fcdense.tensor import Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+class Trainer:
+    """Trains a model on batches.
+
+    Parameters
+    ----------
+    model : nn.Module
+    loss : str or callable
+        A name of `fcdense.losses`, or (prediction, target) -> tensor of shape (); it takes logits.
+    optimizer : str, class or Optimizer
+        A name or class of `fcdense.optim` (with its default settings), or an optimizer of the model's parameters.
+    metrics : sequence
+        Names of `fcdense.metrics`, `Metric` objects, or functions (prediction, target) -> number.
+    learning_rate : float or schedule, optional
+        For an optimizer that is not made yet.
+    clip_norm : float, optional
+        For an optimizer that is not made yet: clip the gradients by their global norm.
+    accumulate : int
+        Batches whose gradients become one optimizer step: that of one batch of all their rows.
+    class_weight : mapping or sequence, optional
+        A weight >= 0 for each class; classes that a mapping leaves out have weight 1. The weight of a row's class
+        multiplies its sample weight in the loss, of training as of validation; metrics know sample weights only.
+    seed : int
+        Shuffling and validation split follow from it. (`fcdense.manual_seed` governs weights and dropout.)
+
+    Attributes
+    ----------
+    history : History
+        Of all calls of `fit` together.
+    stop_training : bool
+        A callback sets it to end training after the current epoch.
+    measured : list of str
+        The names of the numbers that the current `fit` measures in every epoch.
+
+    Raises
+    ------
+    ArgumentError
+        An argument means nothing, two metrics have one name, or the optimizer trains another model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any = "cross_entropy",
+        optimizer: Any = "adam",
+        *,
+        metrics: Sequence[Any] = (),
+        learning_rate: Any = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model is {model!r}; expected an nn.Module, such as nn.Sequential(...).")
+        self.model = model
+        self.loss = losses.get(loss)
+        self.metrics = _metrics(metrics)
+        self.accumulate = as_count("accumulate", accumulate)
+        self.class_weight = class_weight
+        self.seed = as_count("seed", seed, 0)
+        self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
+        self.history = History()
+        self.stop_training = False
+        self.measured: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"Trainer({type(self.model).__name__}, {self.loss!r}, {self.optimizer!r})"
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        validation_split: float | None = None,
+        validation_data: Any = None,
+        sample_weight: Any = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        steps_per_epoch: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        verbose: bool = True,
+    ) -> History:
+        """Train for `epochs` passes over the data; a further call goes on from there.
+
+        Parameters
+        ----------
+        x, y : array (N, ..., I), array (N, ...)
+            Rows and targets; or `x` alone: `Batches`, or anything that `DataLoader` takes.
+        batch_size : int, optional
+            Rows in a batch of arrays; 32 unless given.
+        validation_split : float, optional
+            Part of the rows of arrays, strictly between 0 and 1, that is held out; `seed` chooses them.
+        validation_data : tuple (x, y) or (x, y, sample_weight), or batches, optional
+        sample_weight : array (N,), optional
+            A weight >= 0 for each row of arrays. A batch whose weights are all 0 changes nothing.
+        shuffle, drop_last : bool
+            Of arrays: a new order in every epoch; leave out a last batch that is not full.
+        steps_per_epoch : int, optional
+            End every epoch after that many batches.
+        callbacks : list of Callback
+        verbose : bool
+            Show the progress on standard error.
+
+        Returns
+        -------
+        History
+            Loss and metrics of every epoch. Those of training are means over its batches while the model changes, the
+            loss with the model's regularizers; those of validation come after the epoch, without them.
+
+        Raises
+        ------
+        NonFiniteError
+            A loss or gradient was NaN or infinite; the message names step and layer. Parameters, buffers and optimizer
+            are as they were before that step.
+        ArgumentError, DataError, DTypeError, ShapeError
+            Something given does not fit. What only its batch shows (a class beyond the outputs, say) is found there: the
+            steps before it were made, its own changed nothing.
+
+        Notes
+        -----
+        The model is left in evaluation mode. On Ctrl-C, or any error, all callbacks are closed and the exception goes
+        on; the model can be used, saved and trained further.
+        """
+        epochs = as_count("epochs", epochs)
+        if validation_split is not None:
+            if validation_data is not None or y is None:
+                raise ArgumentError("validation_split needs arrays x and y, and no validation_data beside them.")
+            weights, fraction = sample_weight, validation_split
+            (x, y, sample_weight), validation_data = data.validation_split(
+                x, y, fraction, sample_weight=weights, seed=self.seed
+            )
+        batches = feed(
+            x,
+            y,
+            sample_weight,
+            batch_size=batch_size,
+            usual=32,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=self.seed,
+        )
+        validation = None if validation_data is None else validation_feed(validation_data, x, y)
+        defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
+        names = ["loss", *(metric.name for metric in self.metrics)]
+        with CallbackList(callbacks, defaults) as hooks:
+            self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
+            self.stop_training = False
+            hooks.begin(self, epochs, batches.steps_per_epoch)
+            try:
+                for epoch in range(epochs):
+                    hooks.tell("on_epoch_begin", epoch)
+                    batches.set_epoch(len(self.history))
+                    logs = self._train(batches, hooks)
+                    if validation is not None:
+                        logs |= {f"val_{name}": value for name, value in self._measure(validation).items()}
+                    self.history.append(logs)
+                    hooks.tell("on_epoch_end", epoch, logs)
+                    if self.stop_training:
+                        break
+            finally:
+                self.model.eval()
+        return self.history
+
+    def evaluate(
+        self, x: Any, y: Any = None, *, batch_size: int | None = None, sample_weight: Any = None
+    ) -> dict[str, float]:
+        """Loss (without regularizers) and metrics over arrays or batches, in evaluation mode.
+
+        Takes data as `fit` does, 256 rows at a time unless `batch_size` says otherwise.
+        """
+        return self._measure(feed(x, y, sample_weight, batch_size=batch_size))
+
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
+        """The outputs for `x`, row by row: `fcdense.inference.predict` of this trainer's model."""
+        return predict(self.model, x, batch_size=batch_size)
+
+    def _train(self, batches: DataLoader, hooks: CallbackList) -> Logs:
+        """One epoch."""
+        self.model.train()
+        self.optimizer.zero_grad()
+        average = Average(self.metrics)
+        # Walking through the modules costs as much as a small layer: once an epoch is enough.
+        buffers = [(module, name) for module in self.model.modules() for name in module._buffers]
+        is_penalized = any(parameter.regularizer is not None for parameter in self.model.parameters())
+        step = Step(self.optimizer, buffers)
+        try:
+            for number, batch in enumerate(batches):
+                prediction, loss, weight = self._forward(batch)
+                if loss is not None and is_penalized:
+                    loss = loss + self.model.penalty()
+                value = 0.0 if loss is None else loss.item()
+                if not math.isfinite(value):
+                    self._discard(step, batch, f"the loss is {value}", hooks)
+                else:
+                    average.add(value, weight, prediction, batch)
+                    if loss is not None:
+                        step.add(loss, weight)
+                    if step.batches == self.accumulate:
+                        self._finish(step, batch, hooks)
+                hooks.tell("on_step_end", number, {"loss": average.loss})
+            if step.batches:
+                self._finish(step, batch, hooks)
+        except BaseException:
+            step.undo()
+            raise
+        return average.result()
+
+    def _finish(self, step: Step, batch: Batch, hooks: CallbackList) -> None:
+        """Update the parameters."""
+        if not step.finish():
+            self._discard(step, batch, "a gradient is not finite", hooks)
+
+    def _discard(self, step: Step, batch: Batch, what: str, hooks: CallbackList) -> None:
+        """Undo a step that is not finite, and say where it began."""
+        step.undo()
+        hooks.tell("on_non_finite", self.optimizer.steps, f"{what}: {first_non_finite(self.model, batch)}")
+
+    def _measure(self, batches: DataLoader) -> Logs:
+        """Loss and metrics of one pass without training."""
+        average = Average(self.metrics)
+        with evaluating(self.model):
+            for number, batch in enumerate(batches):
+                # From the record of the first one, a loss of logits sees whether it is given probabilities.
+                with tape.recording(number == 0):
+                    prediction, loss, weight = self._forward(batch)
+                average.add(0.0 if loss is None else loss.item(), weight, prediction, batch)
+        return average.result()
+
+    @np.errstate(all="ignore")
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, float]:
+        """Prediction, loss and total weight of a batch; no loss where the weight is 0.
+
+        NumPy's warnings of overflow say less than `on_non_finite` does.
+        """
+        if batch.y is None:
+            raise DataError("There are no targets: training and evaluation take batches of (x, y).")
+        prediction = self.model(batch.x)
+        weights = batch.sample_weight
+        if self.class_weight is not None:
+            weights = _class_weights(self.class_weight, prediction, batch)
+        total = float(len(batch.x)) if weights is None else float(weights.sum())
+        if not total:
+            return prediction, None, 0.0
+        return prediction, self.loss(prediction, batch.y, weights), total
+
+
+def _class_weights(class_weight: Any, prediction: Tensor, batch: Batch) -> Array:
+    """The weight of each row: that of its class (for probabilities their mean), times its sample weight."""
+    outputs = prediction.shape[-1] if prediction.ndim > 1 else 1
+    if outputs > 1:
+        shape = prediction.shape[:-1]
+        by_class = targets.class_weights(class_weight, outputs)
+        t = targets.classes(batch.y, prediction.shape, None)
+        weights: Array = by_class[t] if t.ndim == 1 else t @ by_class
+    else:
+        shape = prediction.shape[:-1] if prediction.ndim > 1 else prediction.shape
+        by_class = targets.class_weights(class_weight, 2)
+        ones = targets.probabilities(targets.matching(batch.y, prediction.shape))
+        weights = by_class[0] * (1 - ones) + by_class[1] * ones
+    weights = weights.reshape(shape)
+    if batch.sample_weight is not None:
+        weights = weights * batch.sample_weight.reshape(-1, *[1] * (len(shape) - 1))
+    return weights
+
+
+def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:
+    given = {"learning_rate": learning_rate, "clip_norm": clip_norm}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(spec, optim.Optimizer):
+        return optim.get(spec)(model.parameters(), **options)
+    if options:
+        raise ArgumentError(f"{' and '.join(options)}: the optimizer is made already; give it there.")
+    if not set(spec.parameters) & set(model.parameters()):
+        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
+    return spec
+
+
+def _metrics(given: Sequence[Any]) -> list[measures.Metric]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ArgumentError(f"metrics is {given!r}; expected a list, such as ['accuracy'].")
+    made = [measures.get(spec) for spec in given]
+    names = ["loss", *(metric.name for metric in made)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentError(f"Two numbers would be called {name!r}; give each metric a name of its own.")
+    return made

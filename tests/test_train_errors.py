@@ -1,0 +1,187 @@
+"""What the training loop refuses, how it ends when something fails or Ctrl-C is pressed, and what is left then."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fcdense as fc
+from fcdense.callbacks import EarlyStopping
+from fcdense.errors import ArgumentError, DataError, DTypeError, FcdenseError, ShapeError, UnknownNameError
+from tests.training import X, Y, linear, same, small_net
+
+BAD_FITS = {
+    "epochs 0": (ArgumentError, "epochs is 0", (X, Y), {"epochs": 0}),
+    "epochs 1.5": (ArgumentError, "epochs is 1.5", (X, Y), {"epochs": 1.5}),
+    "epochs True": (ArgumentError, "epochs is True", (X, Y), {"epochs": True}),
+    "batch_size 0": (ArgumentError, "batch_size is 0", (X, Y), {"batch_size": 0}),
+    "no y": (ArgumentError, "targets y are missing", (X,), {}),
+    "tensor without y": (ArgumentError, "targets y are missing", (fc.tensor(X),), {}),
+    "lengths": (ShapeError, "24 rows and y has 23", (X, Y[:-1]), {}),
+    "no rows": (DataError, "0 rows", (X[:0], Y[:0]), {}),
+    "no features": (ShapeError, "0 features", (X[:, :0], Y), {}),
+    "one axis": (ShapeError, r"x\[:, None\]", (X[:, 0], Y), {}),
+    "ragged": (ShapeError, "ragged", ([[1.0], [1.0, 2.0]], [0, 1]), {}),
+    "text": (DTypeError, "dtype", (X.astype(str), Y), {}),
+    "text labels": (DTypeError, "np.unique", (X, Y.astype(str)), {}),
+    "weights NaN": (DataError, "sample_weight is nan in row 2", (X, Y), {"sample_weight": [1.0, 1, np.nan] * 8}),
+    "weights negative": (DataError, "sample_weight is -1", (X, Y), {"sample_weight": -np.ones(24)}),
+    "weights short": (ShapeError, "sample_weight has 3", (X, Y), {"sample_weight": np.ones(3)}),
+    "weights zero": (DataError, "weights of all 24 rows are 0", (X, Y), {"sample_weight": np.zeros(24)}),
+    "split 0": (ArgumentError, "validation_split is 0", (X, Y), {"validation_split": 0}),
+    "split 1": (ArgumentError, "validation_split is 1", (X, Y), {"validation_split": 1.0}),
+    "split NaN": (ArgumentError, "validation_split is nan", (X, Y), {"validation_split": np.nan}),
+    "split of batches": (ArgumentError, "needs arrays", ([(X, Y)],), {"validation_split": 0.5}),
+    "split and data": (ArgumentError, "beside", (X, Y), {"validation_split": 0.5, "validation_data": (X, Y)}),
+    "validation tuple": (ArgumentError, "tuple of 1", (X, Y), {"validation_data": (X,)}),
+    "validation shape": (ShapeError, r"rows of shape \(2,\)", (X, Y), {"validation_data": (X[:, :2], Y)}),
+    "validation array": (ArgumentError, "targets y are missing", (X, Y), {"validation_data": X}),
+    "batch_size of batches": (ArgumentError, "batch_size is for arrays", ([(X, Y)],), {"batch_size": 3}),
+    "weights of batches": (ArgumentError, "sample_weight is for arrays", ([(X, Y)],), {"sample_weight": Y}),
+    "batches without y": (DataError, "no targets", ([X],), {}),
+    "no batches": (DataError, "at least one", ([],), {}),
+    "steps 0": (ArgumentError, "steps_per_epoch is 0", (X, Y), {"steps_per_epoch": 0}),
+    "too many steps": (ArgumentError, "24 rows make 1 batches of 24", (X, Y), {"steps_per_epoch": 9}),
+    "features": (ShapeError, "has 2 features, its kernel expects 3", (X[:, :2], Y), {}),
+    "class 3 of 3": (DataError, "target is 3 in row", (X, Y + 1), {}),
+    "callback": (ArgumentError, "expected objects of classes", (X, Y), {"callbacks": [print]}),
+    "callback class": (ArgumentError, r"Make one: EarlyStopping\(\)", (X, Y), {"callbacks": [EarlyStopping]}),
+    "one callback": (ArgumentError, "expected a list", (X, Y), {"callbacks": EarlyStopping()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FITS)
+def test_fit_refuses_before_anything_changes(case):
+    kind, message, data, options = BAD_FITS[case]
+    model = linear(outputs=3)
+    before = model.state_dict()
+    trainer = fc.Trainer(model)
+    with pytest.raises(kind, match=message) as caught:
+        trainer.fit(*data, verbose=False, **options)
+    assert isinstance(caught.value, FcdenseError)
+    assert same(model.state_dict(), before)
+    assert (len(trainer.history), trainer.optimizer.steps) == (0, 0)
+
+
+class Named(fc.metrics.Accuracy):
+    name = "loss"
+
+
+BAD_TRAINERS = {
+    "model": (ArgumentError, "expected an nn.Module", (print,), {}),
+    "no parameters": (ArgumentError, "got no parameters", (fc.nn.ReLU(),), {}),
+    "loss name": (UnknownNameError, "cross_entropy", (linear(), "crossentropy"), {}),
+    "loss": (ArgumentError, "3", (linear(), 3), {}),
+    "optimizer name": (UnknownNameError, "adamw", (linear(), "mse", "adamx"), {}),
+    "optimizer": (ArgumentError, "Optimizer 3", (linear(), "mse", 3), {}),
+    "learning rate": (ArgumentError, "-1.0, expected a finite", (linear(),), {"learning_rate": -1.0}),
+    "clip_norm": (ArgumentError, "clip_norm", (linear(),), {"clip_norm": 0.0}),
+    "rate of a made optimizer": (
+        ArgumentError, "made already", (linear(), "mse", fc.optim.SGD(linear().parameters())), {"learning_rate": 1.0},
+    ),
+    "another model's optimizer": (
+        ArgumentError, "no parameter of this model", (linear(), "mse", fc.optim.SGD(linear().parameters())), {},
+    ),
+    "metric name": (UnknownNameError, "accuracy", (linear(),), {"metrics": ["acuracy"]}),
+    "metrics": (ArgumentError, "expected a list", (linear(),), {"metrics": "accuracy"}),
+    "metrics twice": (ArgumentError, "'accuracy'", (linear(),), {"metrics": ["accuracy", "accuracy"]}),
+    "metric called loss": (ArgumentError, "'loss'", (linear(),), {"metrics": [Named]}),
+    "accumulate": (ArgumentError, "accumulate is 0", (linear(),), {"accumulate": 0}),
+    "seed": (ArgumentError, "seed is -1", (linear(),), {"seed": -1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TRAINERS)
+def test_a_trainer_refuses_what_means_nothing(case):
+    kind, message, arguments, options = BAD_TRAINERS[case]
+    with pytest.raises(kind, match=message):
+        fc.Trainer(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "message"),
+    [
+        ({5: 1.0}, "names class 5; the 3 classes"),
+        ({"a": 1.0}, "names class 'a'"),
+        ({0: -1.0}, "class_weight is -1.0"),
+        ({0: np.nan}, "class_weight is nan"),
+        ([1.0, 2.0], r"shape \(2,\)"),
+        ([0.0, 0.0, 0.0], "weights of all 24 rows are 0"),
+    ],
+)
+def test_class_weights_that_do_not_fit(class_weight, message):
+    model = linear(outputs=3)
+    before = model.state_dict()
+    with pytest.raises(FcdenseError, match=message):
+        fc.Trainer(model, class_weight=class_weight).fit(X, Y, verbose=False)
+    assert same(model.state_dict(), before)
+
+
+def test_an_error_of_a_generator_names_it_and_the_batch():
+    def flaky():
+        yield X, Y
+        raise OSError("the disk is gone")
+
+    model = small_net()
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        fc.Trainer(model).fit(flaky, verbose=False)
+    assert caught.value.__notes__ == ["Raised by 'flaky' while making batch 1 of epoch 0."]
+    assert not model.training
+
+
+def test_a_generator_is_used_up_after_an_epoch():
+    with pytest.raises(DataError, match="used up before epoch 1"):
+        fc.Trainer(small_net()).fit((batch for batch in [(X, Y)]), epochs=2, verbose=False)
+
+
+# ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+class Interrupting(fc.callbacks.Callback):
+    def on_step_end(self, step, logs):
+        if step == 2:
+            raise KeyboardInterrupt
+
+
+class InterruptedLayer(fc.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return x
+
+
+def interrupted_batches():
+    yield X[:8], Y[:8]
+    yield X[8:], Y[8:]
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["callback", "generator", "step"])
+def test_ctrl_c_closes_everything_and_leaves_a_usable_model(place, capsys):
+    closed = []
+
+    class Closing(fc.callbacks.Callback):
+        def on_train_end(self):
+            closed.append(self)
+
+    layers = [InterruptedLayer()] if place == "step" else []
+    model = fc.nn.Sequential(*layers, *small_net())
+    trainer = fc.Trainer(model)
+    bar = fc.callbacks.ProgressBar()
+    data = (interrupted_batches,) if place == "generator" else (X, Y)
+    options = {} if place == "generator" else {"batch_size": 4}
+    callbacks = [Closing(), bar, *([Interrupting()] if place == "callback" else []), Closing()]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(*data, callbacks=callbacks, **options)
+    assert closed == [callbacks[0], callbacks[-1]]
+    assert bar._progress is None
+    assert not any(module.training for module in model.modules())
+    assert trainer.optimizer.steps >= 2
+    assert np.isfinite(trainer.predict(X)).all()
+    trainer.fit(X, Y, epochs=1, verbose=False)
+    assert len(trainer.history) == 1
