@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 import fcdense
 from fcdense import backends
@@ -50,14 +51,10 @@ def ram() -> int | None:
 
 
 def blas() -> dict[str, Any]:
-    """NumPy's BLAS: what it was built with, and what threadpoolctl (where it is installed) sees at work."""
+    """NumPy's BLAS: what it was built with, and what of it is at work."""
     built: Any = np.show_config(mode="dicts")
     facts = built["Build Dependencies"]["blas"]
     found = {"name": facts["name"], "version": facts.get("version"), "threads": None, "architecture": None}
-    try:
-        import threadpoolctl
-    except ImportError:
-        return found
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     if pools:
         found |= {"threads": pools[0]["num_threads"], "architecture": pools[0].get("architecture")}

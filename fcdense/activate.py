@@ -59,7 +59,9 @@ class SoftmaxRows(Operation):
     def forward(self, backend: Backend, arrays: Sequence[Array]) -> Array:
         (x,) = arrays
         if x.ndim == 0 or x.shape[-1] == 0:
-            raise ShapeError(f"{self.name} over the last axis of shape {x.shape}: the axis must exist and not be empty.")
+            raise ShapeError(
+                f"{self.name} over the last axis of shape {x.shape}: the axis must exist and not be empty."
+            )
         out = backend.workspace.empty(x.shape, x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         backend.softmax(rows, out=out.reshape(rows.shape), log=self.log)

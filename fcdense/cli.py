@@ -125,7 +125,7 @@ def _info(options: argparse.Namespace) -> int:
     from fcdense.bench import machine
 
     blas = machine.blas()
-    threads = f"{blas['threads']} threads" if blas["threads"] else "threads unknown: threadpoolctl is not installed"
+    threads = f"{blas['threads']} threads" if blas["threads"] else "threads unknown"
     facts = [
         ("fcdense", fc.__version__),
         ("Python", f"{platform.python_version()} ({platform.platform()})"),

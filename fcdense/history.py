@@ -68,6 +68,7 @@ class History:
         """
         try:
             from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
         except ImportError:
             raise ArgumentError("Plotting needs matplotlib: pip install 'fcdense[plot]'.") from None
         names = list(dict.fromkeys(name.removeprefix("val_") for name in self.names))
@@ -80,6 +81,7 @@ class History:
                 if points:
                     axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=label)
             axes.set(title=name, xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend()
         figure.savefig(path, dpi=150)

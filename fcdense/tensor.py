@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fcdense import backends as devices
 from fcdense import activate, indexing, operations, tape
+from fcdense import backends as devices
 from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array, Version
 from fcdense.backends import Device, current_device

@@ -141,8 +141,8 @@ class Trainer:
             A loss or gradient was NaN or infinite; the message names step and layer. Parameters, buffers and optimizer
             are as they were before that step.
         ArgumentError, DataError, DTypeError, ShapeError
-            Something given does not fit. What only its batch shows (a class beyond the outputs, say) is found there: the
-            steps before it were made, its own changed nothing.
+            Something given does not fit. What only its batch shows (a class beyond the outputs, say) is found there:
+            the steps before it were made, its own changed nothing.
 
         Notes
         -----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,11 @@ def test_a_failing_callback_is_named_and_all_are_closed(event, error):
     assert last.events == [] if event == "on_train_begin" else last.events[-1] == ("end",)
 
 
-def test_every_callback_is_closed_even_if_another_cannot_be():
+@pytest.mark.parametrize("first", [ValueError("one"), KeyboardInterrupt("one")], ids=["error", "Ctrl-C"])
+def test_every_callback_is_closed_even_if_another_cannot_be(first):
     last = Recorder()
-    bad = [Failing("on_train_end", ValueError("one")), Failing("on_train_end", TypeError("two"))]
-    with pytest.raises(ValueError, match="one") as caught:
+    bad = [Failing("on_train_end", first), Failing("on_train_end", TypeError("two"))]
+    with pytest.raises(type(first), match="one") as caught:
         trainer().fit(X, Y, callbacks=[*bad, last], verbose=False)
     assert caught.value.__notes__ == [
         "Raised by callback Failing.on_train_end.",
@@ -135,7 +137,7 @@ def test_training_can_be_stopped_by_any_callback():
 
     subject = trainer()
     assert len(subject.fit(X, Y, epochs=9, callbacks=[Enough()], verbose=False)) == 2
-    assert len(subject.fit(X, Y, epochs=1, verbose=False)) == 3
+    assert len(subject.fit(X, Y, epochs=2, verbose=False)) == 4
 
 
 # ---- watching a number -----------------------------------------------------------------------------------------------
@@ -311,7 +313,8 @@ def test_progress_in_a_file_is_a_line_for_each_epoch(capsys):
     assert all(re.fullmatch(rf"epoch [ 1]\d/10  {numbers}", line) for line in lines)
 
 
-def test_progress_on_a_terminal_shows_a_bar_and_cleans_up(capsys, monkeypatch):
+@pytest.mark.parametrize("stop", [None, 3], ids=["to the end", "Ctrl-C"])
+def test_progress_on_a_terminal_shows_a_bar_and_cleans_up(stop, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
@@ -320,12 +323,16 @@ def test_progress_on_a_terminal_shows_a_bar_and_cleans_up(capsys, monkeypatch):
     class Refresh(Callback):
         def on_step_end(self, step, logs):
             bar._progress.refresh()
+            if step == stop:
+                raise KeyboardInterrupt
 
-    trainer().fit(X, Y, batch_size=3, callbacks=[bar, Refresh()])
+    with nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
+        trainer().fit(X, Y, batch_size=3, callbacks=[bar, Refresh()])
     err = capsys.readouterr().err
     assert "epoch 1/1" in err
     assert "━" in err
     assert "2/4" in err
+    assert "━" not in err.rpartition("\x1b[2K")[2]  # the line of the bar is erased at the end
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1  # the cursor is hidden and comes back
 
 

@@ -232,6 +232,8 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
         fc.save(tmp_path, model())
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
         fc.save(tmp_path / "no" / "m", model())
+    with pytest.raises(FileExistsError, match="device or pipe"):
+        fc.save(os.devnull, model())
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # who runs as root may write anywhere
     with pytest.raises(PermissionError, match="read-only"):
         fc.save(tmp_path / "m", model())

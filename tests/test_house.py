@@ -22,7 +22,8 @@ ENVIRONMENT = {"FCDENSE_DEVICE", "FCDENSE_CACHE", "FCDENSE_LOG"}
 FLOORS = (
     (
         "words",
-        "_checkout errors log symbol algebra expression program lowering codegen emit math activation activations kernels/",
+        "_checkout errors log symbol algebra expression program lowering codegen emit math activation activations "
+        "kernels/",
     ),
     ("memory", "layout arena random conversion"),
     ("backends", "backends/ cuda/"),

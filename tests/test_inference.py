@@ -8,7 +8,7 @@ import pytest
 import fcdense as fc
 from fcdense.errors import ArgumentError, DTypeError, ShapeError
 from fcdense.inference import evaluating, predict
-from tests.training import X, same, small_net
+from tests.training import F64, X, same, small_net
 
 
 def network() -> fc.nn.Sequential:
@@ -70,11 +70,24 @@ def test_rows_may_have_several_axes():
     np.testing.assert_allclose(found.reshape(24, 3), predict(network(), x.reshape(24, 3)), rtol=1e-12)
 
 
-def test_a_nan_stays_in_its_row():
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_nan_stays_in_its_row(value):
     x = X.copy()
-    x[3, 1] = np.nan
-    found = predict(network(), x, batch_size=6)
+    x[3] = value
+    model = fc.nn.Sequential(fc.nn.Dense(4, dtype=F64), fc.nn.Dense(3, dtype=F64))
+    found = predict(model, x, batch_size=6)
     assert np.isnan(found).any(axis=1).tolist() == [row == 3 for row in range(24)]
+
+
+class Recording(fc.nn.Module):
+    """Tells whether gradients are being recorded."""
+
+    def forward(self, x):
+        return x * float(fc.tape.is_recording())
+
+
+def test_nothing_is_recorded():
+    assert not predict(Recording(), X).any()
 
 
 class Pair(fc.nn.Module):

@@ -115,6 +115,18 @@ def test_with_patience_bad_batches_are_left_out(accumulate):
     assert trainer.history["loss"] == expected.history["loss"]
 
 
+def test_what_waited_for_the_same_step_is_left_out_too():
+    def network() -> fc.nn.Sequential:
+        fc.manual_seed(0)
+        return fc.nn.Sequential(fc.nn.BatchNorm(dtype=F64), fc.nn.Dense(3, dtype=F64, in_features=3))
+
+    batches = [(X[:8], Y[:8]), (nan_at(X, 0, 0), Y), (X[8:16], Y[8:16]), (X[16:], Y[16:])]
+    models = network(), network()
+    for model, data in zip(models, (batches, batches[2:]), strict=True):
+        fc.Trainer(model, accumulate=2).fit(data, callbacks=[fc.callbacks.StopOnNaN(9)], verbose=False)
+    assert same(models[0].state_dict(), models[1].state_dict())
+
+
 def test_the_statistics_of_a_model_that_is_not_built_stay_clean():
     model = fc.nn.Sequential(fc.nn.BatchNorm(), fc.nn.Dense(3))
     x = X.astype(np.float32)

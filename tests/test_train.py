@@ -52,6 +52,14 @@ def test_a_step_of_gradient_descent_is_that_of_the_book(rng):
     assert history["loss"] == [pytest.approx(np.mean(error**2), rel=1e-14)]
 
 
+def test_gradients_of_before_are_forgotten():
+    x, y = table()
+    expected = trained(linear(outputs=3), x, y)
+    model = linear(outputs=3)
+    (model(x) * 1e6).sum().backward()
+    assert same(trained(model, x, y), expected)
+
+
 def test_regularizers_are_part_of_the_training_loss_only(rng):
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
     model = linear(kernel_regularizer=fc.regularizers.l2(0.05))
@@ -168,6 +176,17 @@ def test_validation_data(kind):
     expected = trainer.evaluate(x_val, y_val, sample_weight=weights)
     assert history["val_loss"][-1] == pytest.approx(expected["loss"], rel=1e-12)
     assert history["val_accuracy"][-1] == pytest.approx(expected["accuracy"], rel=1e-12)
+
+
+def test_the_seed_governs_order_and_split():
+    def run(seed: int, **options) -> list[tuple[bool, list[float]]]:
+        model, rows = Watched(), np.arange(10.0)[:, None]
+        fc.Trainer(model, "mse", "sgd", seed=seed).fit(rows, rows, verbose=False, **options)
+        return model.seen
+
+    for options in ({"batch_size": 3}, {"validation_split": 0.5, "shuffle": False}):
+        assert run(0, **options) == run(0, **options)
+        assert run(0, **options) != run(1, **options)
 
 
 def test_the_same_seed_gives_the_same_bits():

@@ -117,6 +117,18 @@ def test_class_weights_that_do_not_fit(class_weight, message):
     assert same(model.state_dict(), before)
 
 
+def test_a_batch_that_is_refused_changes_nothing():
+    """Not even the statistics, which its forward pass has changed when the loss looks at the targets."""
+    model = small_net()
+    trainer = fc.Trainer(model, accumulate=2)
+    trainer.fit(X, Y, verbose=False)
+    before = model.state_dict()
+    with pytest.raises(DataError, match="target is 3 in row 0"):
+        trainer.fit([(X, Y), (X, np.full(24, 3))], verbose=False)
+    assert same(model.state_dict(), before)
+    assert not any(parameter.has_grad for parameter in model.parameters())
+
+
 def test_an_error_of_a_generator_names_it_and_the_batch():
     def flaky():
         yield X, Y
