@@ -21,7 +21,7 @@ import fcdense
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-CORE = {"numpy", "rich", "safetensors"}
+CORE = {"numpy", "rich", "safetensors", "threadpoolctl"}
 SHIPPED = ("fcdense", "kernels", "bench")
 
 
