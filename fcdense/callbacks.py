@@ -90,7 +90,7 @@ class CallbackList:
             except BaseException as failure:
                 errors.append(failure)
         for other in errors[1:]:
-            errors[0].add_note(f"Afterwards: {other!r}. {' '.join(other.__notes__)}")
+            errors[0].add_note(f"Afterwards: {other!r}. {' '.join(getattr(other, '__notes__', ()))}")
         if error is None and errors:
             raise errors[0]
 

@@ -60,12 +60,12 @@ def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
 
 
 def in_c_order(array: np.ndarray[Any, Any], dtype: Any = None, *, copy: bool | None = None) -> np.ndarray[Any, Any]:
-    """`array` with its rows one after another, whatever its strides were: sums over it then give the same bits.
+    """`array` with its rows one after another and aligned, however it lay: sums over it then give the same bits.
 
     `copy=True` always copies, else only what is not so already.
     """
     try:
-        return np.array(array, dtype, order="C", copy=copy)
+        return np.array(array, dtype, order="C", copy=copy if array.flags.aligned else True)
     except MemoryError:
         raise too_large(array.shape, array.dtype if dtype is None else np.dtype(dtype)) from None
 
