@@ -190,6 +190,7 @@ class RowActivation:
 
 
 _table: dict[str, Activation | RowActivation] = {}
+_builtin: set[str] = set()
 
 
 def names() -> list[str]:
@@ -224,12 +225,17 @@ def get(spec: Any) -> Activation | RowActivation:
 
 
 def register(item: Activation | RowActivation, *aliases: str) -> None:
-    """Enter `item` under its name and `aliases`."""
-    for name in (item.name, *aliases):
-        if name in _table:
-            raise ArgumentError(f"An activation named {name!r} exists already. Pass another name=.")
+    """Enter a built-in `item` under its name and `aliases`."""
     for name in (item.name, *aliases):
         _table[name] = item
+        _builtin.add(name)
+
+
+def _register_own(item: Activation) -> None:
+    """Enter a user's activation; a later definition replaces an earlier one, as when a notebook's cell runs again."""
+    if item.name in _builtin:
+        raise ArgumentError(f"{item.name!r} is a built-in activation. Pass another name=.")
+    _table[item.name] = item
 
 
 @overload
@@ -274,7 +280,7 @@ def activation(
     if fn is None:
         return lambda function: activation(function, name=name, derivative=derivative)
     made = _checked(fn, name, derivative)
-    register(made)
+    _register_own(made)
     return made
 
 

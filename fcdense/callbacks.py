@@ -135,9 +135,17 @@ class Monitor(Callback):
 
     def on_train_begin(self, epochs: int, steps: int | None) -> None:
         """Forget the best value of an earlier training."""
+        if self.monitor.startswith("val_") and self.monitor[4:] in self.trainer.measured and self._lacks_validation():
+            raise ArgumentError(
+                f"{type(self).__name__} watches {self.monitor!r}, but there is no validation data. Pass "
+                f"validation_data or validation_split to fit, or monitor={self.monitor[4:]!r}."
+            )
         if self.monitor not in self.trainer.measured:
             unknown_name("number to monitor", self.monitor, self.trainer.measured)
         self.best = math.nan
+
+    def _lacks_validation(self) -> bool:
+        return not any(name.startswith("val_") for name in self.trainer.measured)
 
     def improved(self, logs: Logs) -> bool:
         """Whether the watched number is better than ever before, by more than `min_delta`; NaN never is."""

@@ -29,7 +29,7 @@ class Unbuilt:
 
 
 class Parameter(Tensor):
-    """A trained leaf.
+    """A trained leaf. Layers make theirs; for a module of your own use `fcdense.nn.parameter(data)`.
 
     Attributes
     ----------

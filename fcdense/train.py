@@ -85,6 +85,7 @@ class Trainer:
         self.class_weight = class_weight
         self.seed = as_count("seed", seed, 0)
         self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
+        self._owns_optimizer = self.optimizer is not optimizer
         self.history = History()
         self.stop_training = False
         self.measured: list[str] = []
@@ -132,8 +133,9 @@ class Trainer:
         Returns
         -------
         History
-            Loss and metrics of every epoch. Those of training are means over its batches while the model changes, the
-            loss with the model's regularizers; those of validation come after the epoch, without them.
+            Loss and metrics of every epoch so far (`trainer.history`: the next `fit` adds to it). Those of training are
+            means over its batches while the model changes, the loss with the model's regularizers; those of validation
+            come after the epoch, without them.
 
         Raises
         ------
@@ -150,6 +152,7 @@ class Trainer:
         on; the model can be used, saved and trained further.
         """
         epochs = as_count("epochs", epochs)
+        self._take_new_parameters()
         if validation_split is not None:
             if validation_data is not None or y is None:
                 raise ArgumentError("validation_split needs arrays x and y, and no validation_data beside them.")
@@ -202,6 +205,13 @@ class Trainer:
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
         """The outputs for `x`, row by row: `fcdense.inference.predict` of this trainer's model."""
         return predict(self.model, x, batch_size=batch_size)
+
+    def _take_new_parameters(self) -> None:
+        """Train layers that the model was given since; an optimizer that the caller made stays the caller's."""
+        known = set(self.optimizer.parameters)
+        fresh = [parameter for parameter in self.model.parameters() if parameter not in known]
+        if self._owns_optimizer and fresh:
+            self.optimizer.add_parameters(fresh)
 
     def _train(self, batches: DataLoader, hooks: CallbackList) -> Logs:
         """One epoch."""

@@ -52,10 +52,15 @@ def test_register() -> None:
 
 
 def test_names_are_unique() -> None:
-    with pytest.raises(ArgumentError, match=r"named 'gelu' exists already.*name="):
-        activation(lambda x: x + 1, name="gelu")
-    with pytest.raises(ArgumentError, match="'swish' exists"):
-        activation(lambda x: x + 1, name="swish")
+    for name in ("gelu", "swish", "softmax"):
+        with pytest.raises(ArgumentError, match=f"'{name}' is a built-in activation.*name="):
+            activation(lambda x: x + 1, name=name)
+
+
+def test_an_own_activation_can_be_defined_again() -> None:
+    activation(lambda x: x + 1, name="defined_again")
+    second = activation(lambda x: x * 2, name="defined_again")
+    assert get("defined_again") is second
 
 
 def test_get() -> None:

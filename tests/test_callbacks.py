@@ -232,7 +232,7 @@ def test_the_best_model_is_saved(tmp_path):
     ("make", "error", "message"),
     [
         (lambda: EarlyStopping("val_acuracy", mode="max"), UnknownNameError, "val_accuracy"),
-        (lambda: EarlyStopping("val_loss"), UnknownNameError, "'val_loss'"),
+        (lambda: EarlyStopping("val_loss"), ArgumentError, "there is no validation data"),
         (lambda: BestCheckpoint(Path("nowhere", "m.safetensors"), "loss"), FileNotFoundError, "does not exist"),
         (lambda: BestCheckpoint(Path("."), "loss"), IsADirectoryError, "is a folder"),
     ],

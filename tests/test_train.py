@@ -362,3 +362,23 @@ def test_an_optimizer_may_be_given_as_class_or_object():
     assert fc.Trainer(model, optimizer=made).optimizer is made
     schedule = fc.optim.schedules.CosineDecay(0.1, steps=10)
     assert fc.Trainer(model, learning_rate=schedule).optimizer.learning_rate == pytest.approx(0.1)
+
+
+def test_a_layer_that_is_added_later_is_trained():
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    model = fc.nn.Sequential(fc.nn.Dense(3, dtype=F64))
+    trainer = fc.Trainer(model, "mse")
+    trainer.fit(x, np.zeros((len(x), 3)), verbose=False)
+    model.append(fc.nn.Dense(2, dtype=F64))
+    model(x)
+    before = model[1].kernel.numpy().copy()
+    trainer.fit(x, np.zeros((len(x), 2)), verbose=False)
+    assert (model[1].kernel.numpy() != before).all()
+
+
+def test_an_optimizer_of_the_caller_keeps_its_parameters():
+    model = fc.nn.Sequential(fc.nn.Dense(3, dtype=F64), fc.nn.Dense(2, dtype=F64))
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    optimizer = fc.optim.SGD(model[1].parameters(), learning_rate=0.1)
+    fc.Trainer(model, "mse", optimizer).fit(x, np.zeros((len(x), 2)), verbose=False)
+    assert set(optimizer.parameters) == set(model[1].parameters())

@@ -81,6 +81,12 @@ class Module:
             self._require_init(name)
         if name in self._buffers and not (value is None or isinstance(value, Tensor)):
             value = tensor(host_array(value, f"buffer '{name}'"), device=device_of(self))
+        is_leaf = isinstance(value, Tensor) and value.requires_grad and value.node is None
+        if is_leaf and not isinstance(value, Parameter):
+            raise ArgumentError(
+                f"{type(self).__name__}.{name} is a tensor that requires a gradient, but no parameter: it would not "
+                "be trained or saved. Make it with fc.nn.parameter(data), or take tensor.detach()."
+            )
         object.__setattr__(self, name, value)
 
     def register_buffer(self, name: str, array: Any) -> None:

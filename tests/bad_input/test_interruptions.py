@@ -82,6 +82,7 @@ def test_whatever_ends_training_leaves_the_steps_before_it(place, action, error)
     assert len(trainer.history) == 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops what falls in a __del__
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
 @pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize("seconds", np.geomspace(1e-3, 3e-2, 6))

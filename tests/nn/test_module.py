@@ -339,3 +339,15 @@ def test_repr():
         "  (2): Dropout(rate=0.1)\n"
         ")"
     )
+
+
+def test_a_leaf_that_is_no_parameter_is_refused():
+    module = nn.Module()
+    with pytest.raises(ArgumentError, match=r"Module.scale is a tensor that requires a gradient, .*fc.nn.parameter"):
+        module.scale = Tensor(np.ones(2), module_device(), requires_grad=True)
+    module.scale = nn.parameter(np.ones(2))
+    assert [path for path, _ in module.named_parameters()] == ["scale"]
+
+
+def module_device():
+    return nn.device_of(nn.Module())
