@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from fcdense.data.datasets import Dataset, Task
 from fcdense.errors import ArgumentError, DataError, FormatError, unknown_name
 
+FEW, ROWS_PER_CLASS = 10, 5
+"""More than FEW different whole numbers with fewer rows each are not taken for classes without being asked."""
 MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none"})
 
 
@@ -56,8 +58,8 @@ def load_csv(
     delimiter : str
         One character, e.g. ";" or "\\t".
     task : "classification" or "regression", optional
-        Default: classification if a target is text or all targets are whole numbers, else regression. A count or a
-        price in whole numbers needs `task="regression"`.
+        Default: classification if a target is text or all targets are whole numbers, else regression. Many different
+        whole numbers could be either, and have to be named.
     class_names : sequence of str, optional
         Number the classes in this order (that of the training file, say) and refuse any other label.
 
@@ -222,6 +224,13 @@ def _task(table: _Table) -> Task:
     numbers = [_number(label) for label in table.labels]
     text = next((row for row, number in enumerate(numbers) if number is None), None)
     fractions = any(number is not None and not number.is_integer() for number in numbers)
+    if text is None and not fractions:
+        values, rows = len(set(numbers)), len(numbers)
+        if values > FEW and rows < ROWS_PER_CLASS * values:
+            raise DataError(
+                f"{table.path}: the target column {_target_name(table)!r} has {values} different whole numbers in {rows} "
+                "rows: are they a quantity or classes? Say task='regression' or task='classification' (--task)."
+            )
     if text is None:
         return "regression" if fractions else "classification"
     if any(number is not None for number in numbers):
@@ -233,6 +242,11 @@ def _task(table: _Table) -> Task:
                 table, text, f"{label!r} is no number, but other lines have fractions; correct it, or pass task=."
             )
     return "classification"
+
+
+def _target_name(table: _Table) -> str:
+    assert table.target is not None
+    return table.columns[table.target]
 
 
 def _fail_target(table: _Table, row: int, message: str) -> NoReturn:

@@ -222,3 +222,14 @@ def test_values_are_those_of_numpy(tmp_path: Path) -> None:
     data = load_csv(path)
     assert (data.x == np.loadtxt(path, delimiter=",")[:, :-1].astype(np.float32)).all()
     assert data.class_names == ("0", "1", "2")
+
+
+def test_many_whole_numbers_are_not_taken_for_classes(tmp_path):
+    path = tmp_path / "houses.csv"
+    path.write_text("size,price\n" + "".join(f"{k}.5,{100 + k}\n" for k in range(40)))
+    with pytest.raises(DataError, match=r"'price' has 40 different whole numbers in 40 rows.*task='regression'"):
+        load_csv(path)
+    assert load_csv(path, task="regression").task == "regression"
+    assert load_csv(path, task="classification").n_classes == 40
+    path.write_text("size,kind\n" + "".join(f"{k}.5,{k % 11}\n" for k in range(55)))
+    assert load_csv(path).n_classes == 11
