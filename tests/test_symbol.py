@@ -64,7 +64,7 @@ OPERATORS: list[Callable[..., Any]] = [
     lambda x, y: (x > y) * 1.0 + (x >= y) + (x < y) * 3 + (x <= y) * 5 + (x == y) * 7 + (x != y) * 11,
     lambda x, y: 1.0 * ((x > 0) & (y > 0)) + ((x > 0) | (y > 0)) + 1.0 * ~(x > 0),
     lambda x, y: np.where(np.logical_and(x > 0, np.logical_not(y > 0)), x, y) + np.logical_or(x > 0, y > 0),
-    lambda x, y: np.clip(x, -1, y) + np.clip(x, None, 1) + np.clip(y, min=-1, max=1),
+    lambda x, y: np.clip(x, -1, y) + np.clip(x, None, 1) + np.clip(y, a_min=-1, a_max=1),
     lambda x, y: np.square(x) + np.reciprocal(y + 10) + np.positive(x) + np.fabs(x) + np.sign(y),
     lambda x, y: np.logaddexp(x, y) + np.logaddexp(0, x) + np.hypot(x, y) + np.arctan(x) + np.expm1(x),
     lambda x, y: np.sinh(x) * np.cosh(y) + np.sin(x) * np.cos(y) + np.log1p(abs(x)) + np.log(abs(y) + 1),

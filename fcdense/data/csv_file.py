@@ -228,8 +228,8 @@ def _task(table: _Table) -> Task:
         values, rows = len(set(numbers)), len(numbers)
         if values > FEW and rows < ROWS_PER_CLASS * values:
             raise DataError(
-                f"{table.path}: the target column {_target_name(table)!r} has {values} different whole numbers in {rows} "
-                "rows: are they a quantity or classes? Say task='regression' or task='classification' (--task)."
+                f"{table.path}: the target column {_target_name(table)!r} has {values} different whole numbers in "
+                f"{rows} rows: are they a quantity or classes? Say task='regression' or task='classification' (--task)."
             )
     if text is None:
         return "regression" if fractions else "classification"
