@@ -174,7 +174,8 @@ class Trainer:
         validation = None if validation_data is None else validation_feed(validation_data, x, y)
         defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
         names = ["loss", *(metric.name for metric in self.metrics)]
-        with CallbackList(callbacks, defaults) as hooks:
+        # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
+        with np.errstate(), CallbackList(callbacks, defaults) as hooks:
             self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
             self.stop_training = False
             hooks.begin(self, epochs, batches.steps_per_epoch)

@@ -89,7 +89,7 @@ def test_whatever_ends_training_leaves_the_steps_before_it(place, action, error)
 def test_ctrl_c_at_any_moment_leaves_a_model_that_learns(seconds, is_new):
     layers = fc.nn.Dense(4, "tanh"), fc.nn.Dropout(0.1), fc.nn.Dense(3)
     trainer = fc.Trainer(fc.nn.Sequential(*layers)) if is_new else settled(*layers)
-    closing = Closing()
+    closing, settings = Closing(), np.geterr()
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -98,6 +98,7 @@ def test_ctrl_c_at_any_moment_leaves_a_model_that_learns(seconds, is_new):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+    assert np.geterr() == settings
     assert closing.opened <= closing.closed <= 1
     before = trainer.evaluate(X, Y)["loss"]
     assert all(np.isfinite(array).all() for array in trainer.model.state_dict().values())
