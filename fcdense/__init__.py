@@ -24,7 +24,9 @@ from fcdense import (
 )
 from fcdense.activations import Activation, activation
 from fcdense.backends import Device, available_devices, current_device, device, use_device
+from fcdense.capture import capture
 from fcdense.checkpoint import load, save
+from fcdense.explain import explain
 from fcdense.gradients import grad, gradcheck
 from fcdense.history import History
 from fcdense.ops import clip, concatenate, log_softmax, logsumexp, softmax, stack, where
@@ -47,6 +49,7 @@ __all__ = [
     "activations",
     "available_devices",
     "callbacks",
+    "capture",
     "clip",
     "concatenate",
     "constraints",
@@ -54,6 +57,7 @@ __all__ = [
     "data",
     "device",
     "errors",
+    "explain",
     "grad",
     "gradcheck",
     "init",

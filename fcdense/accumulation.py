@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fcdense import nn, optim
+from fcdense import nn, optim, tape
 from fcdense.data import Batch
 from fcdense.errors import DataError
 from fcdense.metrics import Metric
@@ -27,13 +27,19 @@ class Step:
     def __init__(self, optimizer: optim.Optimizer, buffers: Sequence[tuple[nn.Module, str]]) -> None:
         self._optimizer = optimizer
         self._buffers = buffers
-        self._begin()
+        self._before: list[Tensor | None] = [None] * len(buffers)
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Begin the next step, from the model as it is now."""
         self.batches = 0
         self._first = self._total = 0.0
-        values = [getattr(module, name) for module, name in self._buffers]
-        self._before = [None if value is None else value.copy() for value in values]
+        for place, (module, name) in enumerate(self._buffers):
+            value, copy = getattr(module, name), self._before[place]
+            if value is None or copy is None or copy.shape != value.shape or copy.device != value.device:
+                self._before[place] = None if value is None else value.copy()
+            else:
+                value.device.backend.copy(value.array, out=copy.array)
 
     @np.errstate(all="ignore")
     def add(self, loss: Tensor, weight: float) -> None:
@@ -41,24 +47,39 @@ class Step:
         self._first = self._first or weight
         share = weight / self._first
         loss.backward(None if share == 1.0 else np.array(share))
-        self._total += share
+        self.count(weight)
+
+    def takes(self, weight: float) -> bool:
+        """Whether the gradients of a batch of `weight` count as they are."""
+        return self._first in (0.0, weight)
+
+    def count(self, weight: float) -> None:
+        """A batch whose gradients are there already."""
+        self._first = self._first or weight
+        self._total += weight / self._first
         self.batches += 1
 
     @np.errstate(all="ignore")
     def finish(self) -> bool:
         """Update the parameters and begin the next step; False if a gradient is not finite and nothing has changed."""
-        if not self._optimizer.step(gradient_scale=1.0 / self._total, check_finite=True):
+        scale = None if self.batches == 1 else 1.0 / self._total
+        if not self._optimizer.step(gradient_scale=scale, check_finite=True):
             return False
         self._optimizer.zero_grad()
-        self._begin()
+        self.begin()
         return True
 
     def undo(self) -> None:
         """Leave everything as it was before, and begin anew."""
         self._optimizer.zero_grad()
-        for (module, name), value in zip(self._buffers, self._before, strict=True):
-            setattr(module, name, value)
-        self._begin()
+        for (module, name), before in zip(self._buffers, self._before, strict=True):
+            value = getattr(module, name)
+            if value is None or before is None or value.shape != before.shape or value.device != before.device:
+                setattr(module, name, None if before is None else before.copy())
+            else:
+                with tape.no_grad():
+                    value[()] = before
+        self.begin()
 
 
 class Average:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import ClassVar
 
 from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array
 from fcdense.backends.base import Backend
 from fcdense.errors import ShapeError
-from fcdense.operations import AnyTensor, Call, Elementwise, Gradients, Operation
+from fcdense.operations import AnyTensor, Call, Elementwise, Gradients, Operation, reshaped
 from fcdense.program import Program, trace
 
 
@@ -63,8 +64,8 @@ class SoftmaxRows(Operation):
                 f"{self.name} over the last axis of shape {x.shape}: the axis must exist and not be empty."
             )
         out = backend.workspace.empty(x.shape, x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        backend.softmax(rows, out=out.reshape(rows.shape), log=self.log)
+        shape = prod(x.shape[:-1]), x.shape[-1]
+        backend.softmax(reshaped(backend, x, shape), out=out.reshape(shape), log=self.log)
         return out
 
     def vjp(self, dy: AnyTensor, call: Call) -> Gradients:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections import OrderedDict
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -22,11 +23,20 @@ SMALL = 4096
 
 def host_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A NumPy array of undefined contents, aligned to `ALIGNMENT` bytes from `SMALL` bytes on."""
+    return _host_array(np.empty, shape, dtype)
+
+
+def host_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """The same, of zeros; the system keeps no memory for pages of a large array that nobody writes."""
+    return _host_array(np.zeros, shape, dtype)
+
+
+def _host_array(allocate: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < SMALL:
-        return np.empty(shape, dtype)
+        return allocate(shape, dtype)
     try:
-        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        raw = allocate(nbytes + ALIGNMENT, np.uint8)
     except (MemoryError, ValueError):  # NumPy calls a size beyond its index type a ValueError
         raise too_large(shape, dtype) from None
     start = -raw.ctypes.data % ALIGNMENT
@@ -42,10 +52,10 @@ def too_large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> OutOfMemory:
 
 
 class Allocator(Protocol):
-    """What an arena asks of a backend."""
+    """What arena and workspace ask of a backend."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
-    def fill(self, value: float, *, out: Array) -> None: ...
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
 
 
 class Version:
@@ -56,6 +66,9 @@ class Version:
 
     __slots__ = ("_continued", "number")
 
+    watch: ClassVar[Callable[[Version], None] | None] = None
+    """Told of every write while a step is being recorded."""
+
     def __init__(self) -> None:
         self.number = 0
         self._continued: tuple[Version, int] | None = None
@@ -63,6 +76,8 @@ class Version:
     def bump(self) -> None:
         """Note that the storage was written."""
         self.number += 1
+        if Version.watch is not None:
+            Version.watch(self)
 
     def continue_in(self, other: Version) -> None:
         """The contents moved to the storage of `other`: what happens there from now on counts here as well."""
@@ -95,9 +110,7 @@ class Arena:
 
     def new_buffer(self) -> Array:
         """A zeroed buffer of this arena's layout, for values, gradients or an optimizer's slots."""
-        buffer = self.allocator.empty((self.layout.size,), self.dtype)
-        self.allocator.fill(0.0, out=buffer)
-        return buffer
+        return self.allocator.zeros((self.layout.size,), self.dtype)
 
     def view(self, buffer: Array, index: int) -> Array:
         """The part of `buffer` that belongs to slot `index`, in its shape."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fcdense import activations, operations, tape
 from fcdense.activation import Activation
 from fcdense.arena import Array
-from fcdense.backends.base import Mode
+from fcdense.backends.base import Backend, Mode
 from fcdense.errors import DeviceError, DTypeError, ShapeError
 from fcdense.tensor import Tensor
 
@@ -51,7 +51,7 @@ def dense(x: Tensor, w: Tensor, b: Tensor | None = None, activation: Activation 
         _check_alike(x, other, "kernel" if other is w else "bias")
     backend, dtype = x.device.backend, x_bi.dtype
     recorded = tape.needs_grad(inputs)
-    x_bi = _rows(x_bi)
+    x_bi = _rows(backend, x_bi)
     out = backend.workspace.empty((x_bi.shape[0], shape[1]), dtype)
     aux = backend.workspace.empty(out.shape, dtype) if recorded and activation.aux == "derivative" else None
     backend.dense(x_bi, w_io, b_o, activation, out=out, aux=aux)
@@ -68,9 +68,11 @@ def _check_alike(x: Tensor, other: Tensor, name: str) -> None:
         raise DeviceError(f"dense: x lies on {x.device}, the {name} on {other.device}. Move one with .to().")
 
 
-def _rows(array: Array) -> Array:
+def _rows(backend: Backend, array: Array) -> Array:
     """The array with its leading axes joined."""
-    return array if array.ndim == 2 else array.reshape(prod(array.shape[:-1]), array.shape[-1])
+    if array.ndim == 2:
+        return array
+    return operations.reshaped(backend, array, (prod(array.shape[:-1]), array.shape[-1]))
 
 
 class Joined(NamedTuple):
@@ -94,7 +96,7 @@ class DenseNode(tape.Node):
         super().__init__("dense", inputs, (*inputs, y) if by_output else inputs)
         self.inputs = inputs
         self.activation = activation
-        self.aux = _rows(y.array) if by_output else slope
+        self.aux = _rows(y.device.backend, y.array) if by_output else slope
 
     def backward(self, dy: Any, sink: tape.GradientSink) -> Sequence[Tensor | None]:
         """Gradients of x, w and b; those of parameters go straight into their buffers."""
@@ -103,7 +105,7 @@ class DenseNode(tape.Node):
         if isinstance(dy, Joined):
             dz, bias_gradient = dy
         else:
-            dz = _rows(dy.array)
+            dz = _rows(dy.device.backend, dy.array)
             db, mode, bias_gradient = self._bias_target(sink)
             if db is not None or not self.activation.is_linear:
                 backend = dy.device.backend
@@ -124,7 +126,8 @@ class DenseNode(tape.Node):
     def _weight_gradient(self, dz: Array, sink: tape.GradientSink) -> Tensor | None:
         x, w = self.inputs[:2]
         out, mode, gradient = _target(w, sink)
-        w.device.backend.dense_grad_weight(_rows(x.array), dz, out=out, mode=mode)
+        backend = w.device.backend
+        backend.dense_grad_weight(_rows(backend, x.array), dz, out=out, mode=mode)
         return gradient
 
     def _input_gradient(self, dz: Array, sink: tape.GradientSink) -> Any:
@@ -146,7 +149,7 @@ class DenseNode(tape.Node):
         if not self.activation.is_linear:
             z = x @ w + bias[0] if bias else x @ w
             dz = dy * Tensor.apply(operations.Elementwise(self.activation.derivative), z)
-        b_o, b_i = (tensor.reshape(_rows(tensor.array).shape) for tensor in (dz, x))
+        b_o, b_i = (tensor.reshape(prod(tensor.shape[:-1]), tensor.shape[-1]) for tensor in (dz, x))
         gradients = (
             dz @ w.T if sink.needs(self, 0) else None,
             b_i.T @ b_o if sink.needs(self, 1) else None,

@@ -43,6 +43,10 @@ class GraphError(FcdenseError, RuntimeError):
     """A gradient that can no longer be computed, or was never recorded."""
 
 
+class CaptureError(FcdenseError, RuntimeError):
+    """A step that cannot be recorded, or a recording that no longer fits what it is to be replayed on."""
+
+
 class NonFiniteError(FcdenseError, ArithmeticError):
     """A loss or gradient that is NaN or infinite."""
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fcdense import nn, tape
+from fcdense import changes, nn, tape
+from fcdense.backends import recording
+from fcdense.capture import Captured
 from fcdense.conversion import host_array
 from fcdense.data import Batches, DataLoader
 from fcdense.data.checks import as_count
-from fcdense.errors import ArgumentError, ShapeError
+from fcdense.errors import ArgumentError, CaptureError, ShapeError
+from fcdense.log import logger
+from fcdense.nn.input import device_of
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
+
+KEPT_SHAPES = 4
+"""Shapes of rows for which a model's forward pass is kept as a recording, the last ones used."""
 
 
 @np.errstate(all="ignore")
 def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     """The outputs of `model`, row by row, computed in evaluation mode.
+
+    From the second array of one shape and dtype on, the forward pass is a replay (`fcdense.capture`), with the same
+    bits; a model that cannot be captured is called each time.
 
     Parameters
     ----------
@@ -36,36 +48,148 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     NumPy array (N, ..., O)
     """
     size = as_count("batch_size", batch_size)
-    with evaluating(model), tape.no_grad():
-        parts = [model(rows) for rows in _rows(x, size)]
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise ArgumentError(f"The model returned {type(parts[0]).__name__}; predict needs one tensor.")
-        return np.concatenate([part.numpy() for part in parts])
+    if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
+        with evaluating(model), tape.no_grad():
+            return np.concatenate([_output(model(rows)) for rows in _batches(x)])
+    rows = host_array(x, "x")
+    if rows.ndim < 2:
+        raise ShapeError(f"x has shape {rows.shape}; expected rows of features (N, ..., I). A single row is x[None].")
+    forwards = vars(model).get("_forwards")
+    with tape.no_grad():
+        if isinstance(forwards, Forwards) and forwards.is_settled:
+            return _predicted(forwards, model, rows, size)
+        with evaluating(model) as modules:
+            forwards = forwards_of(model, modules)
+            result = _predicted(forwards, model, rows, size)
+            forwards.settle()
+        return result
+
+
+def _predicted(forwards: Forwards, model: nn.Module, rows: Array, size: int) -> Array:
+    parts = [rows[start : start + size] for start in range(0, max(len(rows), 1), size)]
+    if not forwards.lock.acquire(blocking=False):  # another thread is in the buffers
+        return np.concatenate([_output(model(part)) for part in parts])
+    try:
+        first = forwards(parts[0])
+        if len(parts) == 1:
+            return np.array(first)
+        result = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        result[:size] = first
+        for number, part in enumerate(parts[1:], 1):
+            result[number * size : number * size + len(part)] = forwards(part)
+        return result
+    finally:
+        forwards.lock.release()
+
+
+class Forwards:
+    """The forward passes of one model that are recorded, by shape and dtype of the rows.
+
+    The model owns it, as recordings hold the model; a copy of the model begins without any.
+    """
+
+    def __init__(self, model: nn.Module, modules: list[nn.Module]) -> None:
+        self.lock = threading.Lock()
+        self.modules = modules
+        self.reason = ""
+        self._model = model
+        # Code of the user's own may depend on what is no attribute of a layer, so it is asked at every call.
+        self._is_plain = all(nn.LAYERS.get(type(module).__name__) is type(module) for module in modules)
+        self._kept: OrderedDict[Any, Captured | None] = OrderedDict()
+        self._settings = -1
+        self._contents: list[tuple[Any, Any]] = []
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all modules are known to be the same and in evaluation mode, without a walk through them."""
+        return self._settings == changes.settings.number and all(now == then for now, then in self._contents)
+
+    def settle(self) -> None:
+        """Note the settings of the moment, all modules being in evaluation mode, as long as they stay like that."""
+        if self._is_plain:
+            values = (value for module in self.modules for value in vars(module).values())
+            self._contents = [(value, value.copy()) for value in values if type(value) in (list, dict)]
+            self._settings = changes.settings.number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoForwards, ()
+
+    def __call__(self, rows: Array) -> Array:
+        """The output for `rows`; the next call may overwrite it."""
+        if self.reason or not rows.size or recording.is_recording():
+            return _output(self._model(rows))
+        key = rows.shape, rows.dtype
+        if key not in self._kept:
+            self._kept[key] = None
+            if len(self._kept) > KEPT_SHAPES:
+                self._kept.popitem(last=False)
+            return _output(self._model(rows))
+        self._kept.move_to_end(key)
+        captured = self._kept[key] or self._recorded(key, rows)
+        if captured is None:
+            return _output(self._model(rows))
+        try:
+            if not self._is_plain:
+                captured.look_again()
+            return _output(captured(rows))
+        except CaptureError:  # parameters have moved
+            del self._kept[key]
+            return _output(self._model(rows))
+
+    def _recorded(self, key: Any, rows: Array) -> Captured | None:
+        on = device_of(self._model)
+        captured = Captured(self._model)
+        try:
+            captured.record(Tensor(on.backend.from_host(rows), on))
+        except Exception as error:  # what is wrong without a recording too, the call itself will tell
+            self.reason = str(error)
+            logger.info("forward passes of %s are not captured: %s", type(self._model).__name__, error)
+            return None
+        self._kept[key] = captured
+        return captured
+
+
+class NoForwards:
+    """What a copy of a model has in their place."""
+
+    modules: ClassVar[list[nn.Module]] = []
+
+
+def forwards_of(model: nn.Module, modules: list[nn.Module]) -> Forwards:
+    """The recorded forward passes of a model that is made of `modules`; none if it was made of others before."""
+    found = vars(model).get("_forwards")
+    if isinstance(found, Forwards) and [*map(id, found.modules)] == [*map(id, modules)]:
+        return found
+    made = Forwards(model, modules)
+    object.__setattr__(model, "_forwards", made)  # no setting of the model
+    return made
+
+
+def _output(result: Any) -> Array:
+    if not isinstance(result, Tensor):
+        raise ArgumentError(f"The model returned {type(result).__name__}; predict needs one tensor.")
+    return result.numpy()
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the `with` block; afterwards each layer is in the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Evaluation mode inside the `with` block; afterwards each layer is in the mode in which it was.
+
+    Gives the modules of the model.
+    """
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
     try:
-        yield
+        yield modules
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
-def _rows(x: Any, size: int) -> Iterator[Any]:
-    """What `predict` calls the model with."""
-    if isinstance(x, list | tuple) or hasattr(x, "__array__"):
-        rows = host_array(x, "x")
-        if rows.ndim < 2:
-            raise ShapeError(
-                f"x has shape {rows.shape}; expected rows of features (N, ..., I). A single row is x[None]."
-            )
-        for start in range(0, max(len(rows), 1), size):
-            yield rows[start : start + size]
-        return
+def _batches(x: Any) -> Iterator[Any]:
+    """What `predict` calls the model with, of batches that somebody else makes."""
     source = x.source if isinstance(x, DataLoader) else x
     if isinstance(source, Batches) and source.shuffle:
         raise ArgumentError(

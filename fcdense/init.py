@@ -4,7 +4,8 @@ An initializer is called as ``initializer(shape, dtype, generator)`` and returns
 Each is a frozen dataclass under its name in `TABLE`: ``"orthogonal"``, ``orthogonal`` and ``orthogonal(gain=1.0)`` mean
 the same to `get`. (PEP 8 gives classes that serve as callables the names of functions.)
 
-Numbers are drawn in float64 and rounded once, so a float32 and a float64 model of one seed start from the same numbers.
+Numbers are drawn in float64, block by block, and rounded once, so a float32 and a float64 model of one seed start from
+the same numbers.
 One seed gives the same bits on one machine; `orthogonal` goes through LAPACK, whose last bits depend on the machine.
 """
 
@@ -16,7 +17,7 @@ import numbers
 import operator
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -33,6 +34,9 @@ Array = NDArray[Any]
 F64 = np.dtype(np.float64)
 LARGEST = np.iinfo(np.intp).max // F64.itemsize
 """Entries of the largest array that NumPy can address."""
+
+BLOCK = 1 << 16
+"""Entries that are drawn at a time: 512 kB of float64."""
 
 # What a standard normal variable cut at +-2 keeps of its deviation, 0.8796...: sqrt(1 - 4 pdf(2) / P(|z| <= 2)).
 TRUNCATED_STDDEV = math.sqrt(1.0 - 4.0 * math.exp(-2.0) / math.sqrt(2.0 * math.pi) / math.erf(math.sqrt(2.0)))
@@ -60,13 +64,18 @@ class Initializer(ABC):
     def __call__(self, shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> Array:
         sizes, kind = _checked(shape, dtype, generator)
         try:
-            return _rounded(self.draw(sizes, generator), sizes, kind, self)
+            entries = np.empty(sizes, kind)
+            with np.errstate(over="ignore"):
+                self.fill(entries, generator)
         except MemoryError:
             raise too_large(sizes, F64) from None
+        if not all(np.isfinite(block).all() for block in _blocks(entries)):
+            raise ArgumentError(f"{self!r} gives NaN or infinite entries in {kind}. Keep to its range.")
+        return entries
 
     @abstractmethod
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        """Return float64 values of `shape`."""
+    def fill(self, out: Array, generator: Generator) -> None:
+        """Write the entries into `out`, C-contiguous and of the dtype asked for."""
 
     def to_data(self) -> dict[str, Any]:
         """Return the name and the parameters as JSON-able data, which `from_data` reads."""
@@ -81,22 +90,22 @@ class constant(Initializer):
 
     value: float
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return np.full(shape, self.value)
+    def fill(self, out: Array, generator: Generator) -> None:
+        out[...] = self.value
 
 
 class zeros(Initializer):
     """Every entry 0."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return np.zeros(shape)
+    def fill(self, out: Array, generator: Generator) -> None:
+        out[...] = 0.0
 
 
 class ones(Initializer):
     """Every entry 1."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return np.ones(shape)
+    def fill(self, out: Array, generator: Generator) -> None:
+        out[...] = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,9 @@ class uniform(Initializer):
         if not (self.low <= self.high and math.isfinite(self.high - self.low)):
             raise ArgumentError(f"uniform: low is {self.low!r} and high is {self.high!r}, expected low <= high.")
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return generator.uniform(self.low, self.high, shape)
+    def fill(self, out: Array, generator: Generator) -> None:
+        for block in _blocks(out):
+            block[...] = generator.uniform(self.low, self.high, block.size)
 
 
 @dataclass(frozen=True)
@@ -122,8 +132,9 @@ class normal(Initializer):
     stddev: float = 0.05
     mean: float = 0.0
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return generator.normal(self.mean, self.stddev, shape)
+    def fill(self, out: Array, generator: Generator) -> None:
+        for block in _blocks(out):
+            block[...] = generator.normal(self.mean, self.stddev, block.size)
 
 
 @dataclass(frozen=True)
@@ -137,65 +148,71 @@ class truncated_normal(Initializer):
     stddev: float = 0.05
     mean: float = 0.0
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        values = generator.standard_normal(shape)
-        while (outside := np.abs(values) > 2.0).any():
-            values[outside] = generator.standard_normal(np.count_nonzero(outside))
-        return self.mean + self.stddev * values
+    def fill(self, out: Array, generator: Generator) -> None:
+        places = []
+        for number, block in enumerate(_blocks(out)):
+            values = generator.standard_normal(block.size)
+            places.append(np.flatnonzero(np.abs(values) > 2.0) + number * BLOCK)
+            block[...] = self.mean + self.stddev * values
+        flat, outside = out.reshape(-1), np.concatenate(places)
+        while outside.size:
+            values = generator.standard_normal(outside.size)
+            flat[outside] = self.mean + self.stddev * values
+            outside = outside[np.abs(values) > 2.0]
 
 
 @dataclass(frozen=True)
 class _Scaled(Initializer):
     gain: float = 1.0
 
-    def uniform(self, variance: float, shape: Shape, generator: Generator) -> Array:
+    def uniform(self, variance: float, out: Array, generator: Generator) -> None:
         limit = self.gain * math.sqrt(3.0 * variance)
-        return generator.uniform(-limit, limit, shape)
+        uniform(-limit, limit).fill(out, generator)
 
-    def normal(self, variance: float, shape: Shape, generator: Generator) -> Array:
-        return truncated_normal(self.gain * math.sqrt(variance) / TRUNCATED_STDDEV).draw(shape, generator)
+    def normal(self, variance: float, out: Array, generator: Generator) -> None:
+        truncated_normal(self.gain * math.sqrt(variance) / TRUNCATED_STDDEV).fill(out, generator)
 
 
 class glorot_uniform(_Scaled):
     """Uniform on ``[-a, a)`` with ``a = gain * sqrt(6 / (fan_in + fan_out))`` (Glorot & Bengio 2010, eq. 16)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.uniform(2.0 / sum(fans(shape)), shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.uniform(2.0 / sum(fans(out.shape)), out, generator)
 
 
 class glorot_normal(_Scaled):
     """Normal of variance ``gain**2 * 2 / (fan_in + fan_out)``, cut at two deviations (Glorot & Bengio 2010, eq. 12)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.normal(2.0 / sum(fans(shape)), shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.normal(2.0 / sum(fans(out.shape)), out, generator)
 
 
 class he_uniform(_Scaled):
     """Uniform on ``[-a, a)`` with ``a = gain * sqrt(6 / fan_in)``; meant for ReLU (He et al. 2015, eq. 10)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.uniform(2.0 / fans(shape)[0], shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.uniform(2.0 / fans(out.shape)[0], out, generator)
 
 
 class he_normal(_Scaled):
     """Normal of variance ``gain**2 * 2 / fan_in``, cut at two deviations; meant for ReLU (He et al. 2015, eq. 10)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.normal(2.0 / fans(shape)[0], shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.normal(2.0 / fans(out.shape)[0], out, generator)
 
 
 class lecun_uniform(_Scaled):
     """Uniform on ``[-a, a)`` with ``a = gain * sqrt(3 / fan_in)`` (LeCun et al. 1998, section 4.6)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.uniform(1.0 / fans(shape)[0], shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.uniform(1.0 / fans(out.shape)[0], out, generator)
 
 
 class lecun_normal(_Scaled):
     """Normal of variance ``gain**2 / fan_in``, cut at two deviations; meant for SELU (LeCun et al. 1998, 4.6)."""
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self.normal(1.0 / fans(shape)[0], shape, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        self.normal(1.0 / fans(out.shape)[0], out, generator)
 
 
 @dataclass(frozen=True)
@@ -207,13 +224,14 @@ class orthogonal(Initializer):
 
     gain: float = 1.0
 
-    def draw(self, shape: Shape, generator: Generator) -> Array:
+    def fill(self, out: Array, generator: Generator) -> None:
+        shape = out.shape
         if len(shape) != 2:
             raise ShapeError(f"{self!r} is defined for a kernel (in, out), given the shape {shape}.")
         q, r = np.linalg.qr(generator.standard_normal((max(shape), min(shape))))
         # Householder QR fixes the signs of R's diagonal; without this Q is not uniformly distributed.
         q *= self.gain * np.where(np.diagonal(r) < 0, -1.0, 1.0)
-        return q if shape[0] >= shape[1] else q.T
+        out[...] = q if shape[0] >= shape[1] else q.T
 
 
 @dataclass(frozen=True)
@@ -231,12 +249,13 @@ class custom(Initializer):
     def __repr__(self) -> str:
         return f"custom({getattr(self.fn, '__name__', repr(self.fn))})"
 
-    def __call__(self, shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> Array:
-        sizes, kind = _checked(shape, dtype, generator)
-        return _rounded(np.asarray(self.fn(sizes, kind, generator)), sizes, kind, self)
-
-    def draw(self, shape: Shape, generator: Generator) -> Array:
-        return self(shape, np.float64, generator)
+    def fill(self, out: Array, generator: Generator) -> None:
+        values = np.asarray(self.fn(out.shape, out.dtype, generator))
+        if values.dtype.kind not in "fiub":
+            raise DTypeError(f"{self!r} returned dtype {values.dtype}, expected real numbers ({out.dtype}).")
+        if values.shape != out.shape:
+            raise ShapeError(f"{self!r} returned the shape {values.shape}, expected {out.shape}.")
+        out[...] = values
 
 
 TABLE: Mapping[str, type[Initializer]] = {
@@ -308,13 +327,8 @@ def _checked(shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> tu
     return sizes, kind
 
 
-def _rounded(values: Array, shape: Shape, dtype: np.dtype[Any], initializer: Initializer) -> Array:
-    if values.dtype.kind not in "fiub":
-        raise DTypeError(f"{initializer!r} returned dtype {values.dtype}, expected real numbers ({dtype}).")
-    if values.shape != shape:
-        raise ShapeError(f"{initializer!r} returned the shape {values.shape}, expected {shape}.")
-    with np.errstate(over="ignore"):
-        rounded = np.array(values, dtype=dtype, order="C")
-    if not np.isfinite(rounded).all():
-        raise ArgumentError(f"{initializer!r} gives NaN or infinite entries in {dtype}. Keep to its range.")
-    return rounded
+def _blocks(array: Array) -> Iterator[Array]:
+    """Views of at most `BLOCK` entries of a contiguous array, in their order."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        yield flat[start : start + BLOCK]

@@ -76,6 +76,9 @@ class ElementwiseLoss:
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None, **options: float) -> Tensor:
         scalars = self._scalars(options)
         targets.check(self.__name__, prediction, target, self.of_logits)
+        if sample_weight is None and targets.is_unread(target) and not tape.needs_grad((target,)):
+            array = targets.unread_matching(target, prediction, self.of_logits).array
+            return ops.elementwise_loss(self.program, prediction, array, None, 1.0 / prediction.size, scalars)
         array = targets.matching(target, prediction.shape)
         if self.of_logits:
             targets.probabilities(array)
@@ -223,10 +226,19 @@ def cross_entropy(
         raise ArgumentError(f"ignore_index is {ignore_index!r}, expected an integer or None.")
     if isinstance(target, Tensor) and tape.needs_grad((target,)):
         raise ArgumentError("cross_entropy has no gradient for its target; pass target.detach().")
+    logits = prediction.reshape(-1, prediction.shape[-1])
+    if targets.is_unread(target):
+        options = {
+            "sample_weight": sample_weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing or None,
+            "class_weight": class_weight,
+        }
+        unread, scale = targets.unread_classes(target, prediction, options)
+        return ops.softmax_cross_entropy(logits, unread.array, None, scale)
     t, weight, scale = targets.class_terms(
         target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
     )
-    logits = prediction.reshape(-1, prediction.shape[-1])
     t = prediction.device.backend.from_host(t) if t.ndim == 1 else _beside(prediction, t)
     return ops.softmax_cross_entropy(logits, t, None if weight is None else _beside(prediction, weight), scale)
 

@@ -60,6 +60,16 @@ class Operation(ABC):
         raise GraphError(f"'{self.name}' has no gradient.")
 
 
+def reshaped(backend: Backend, x: Array, shape: Shape) -> Array:
+    """x in another shape: a view where its memory allows one, else a copy."""
+    y: Array = x.reshape(shape)
+    if not backend.is_recording or x.flags.c_contiguous or np.may_share_memory(x, y):
+        return y
+    y = backend.workspace.empty(x.shape, x.dtype)  # NumPy's copy was made now; a replay has to make its own
+    backend.copy(x, out=y)
+    return y.reshape(shape)
+
+
 _broadcast = lru_cache(maxsize=1024)(np.broadcast_shapes)
 
 
@@ -251,7 +261,7 @@ class Reshape(Operation):
         (x,) = arrays
         if prod(self.shape) != x.size or any(size < 0 for size in self.shape):
             raise ShapeError(f"A tensor of shape {x.shape} ({x.size} elements) cannot take shape {self.shape}.")
-        return x.reshape(self.shape)
+        return reshaped(backend, x, self.shape)
 
     def vjp(self, dy: AnyTensor, call: Call) -> Gradients:
         return (dy.reshape(call.shapes[0]),)

@@ -122,20 +122,19 @@ def _with_gradient(name: str, loss: Array, prediction: Tensor, dz: Array | None,
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dropout(Operation):
-    """y = x * mask / (1 - rate), the mask drawn from (key, counter)."""
+    """y = x * mask / (1 - rate), the mask drawn from `stream`."""
 
     rate: float
-    key: int
-    counter: int
+    stream: Array
     name: ClassVar[str] = "dropout"
     needs_floats: ClassVar[bool] = True
 
     def forward(self, backend: Backend, arrays: Sequence[Array]) -> Array:
         (x,) = arrays
         out = backend.workspace.empty(x.shape, x.dtype)
-        backend.dropout(x, self.rate, self.key, self.counter, out=out)
+        backend.dropout(x, self.rate, self.stream, out=out)
         return out
 
     def vjp(self, dy: AnyTensor, call: Call) -> Gradients:
@@ -146,7 +145,12 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """Each element zero with probability `rate`, else divided by 1 - rate (Srivastava et al., JMLR 2014)."""
     if not 0.0 <= rate < 1.0:
         raise ArgumentError(f"The dropout rate is {rate!r}; expected a number from 0 up to, but not including, 1.")
-    return Tensor.apply(Dropout(rate, *random_state().next_stream()), x) if rate else x
+    if not rate:
+        return x
+    backend = x.device.backend
+    stream = backend.workspace.empty((2,), np.dtype(np.uint64))
+    backend.next_stream(random_state().words, out=stream)
+    return Tensor.apply(Dropout(rate, stream), x)
 
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fcdense import changes
 from fcdense.arena import Arena, Array, Version
 from fcdense.backends import Device
 from fcdense.backends.base import Mode
-from fcdense.errors import DeviceError, GraphError, ShapeError
+from fcdense.errors import CaptureError, DeviceError, GraphError, ShapeError
 from fcdense.layout import Layout
 from fcdense.program import trace
 from fcdense.tensor import Tensor, as_tensor
@@ -87,6 +88,7 @@ class Parameter(Tensor):
         if self.is_built:
             raise GraphError(f"Parameter '{self.name}' has values already, of shape {self.shape}; use assign().")
         self.array = self.device.backend.from_host(array)
+        changes.settings.bump()
 
     def assign(self, values: Any) -> None:
         """Copy `values` in, cast to this parameter's dtype.
@@ -114,31 +116,52 @@ class Parameter(Tensor):
     @property
     def grad(self) -> Tensor | None:
         """The gradient that `backward` summed up since the last `zero_grad`, or None."""
-        return self.derived(self._gradient_array) if self._written else None
+        if changes.witness is not None:
+            changes.witness.reads.add(self)
+        return self.derived(self._gradient_array) if self.has_grad else None
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         gradient = None if value is None else self.gradient_like(value)
-        self._written = False
+        self.zero_grad()
         if gradient is not None:
             self.deposit(gradient)
 
     @property
     def has_grad(self) -> bool:
         """Whether a gradient was written since the last `zero_grad`."""
+        if changes.witness is not None:
+            changes.witness.leaf(self)
         return self._written
+
+    @property
+    def gradient_state(self) -> bool:
+        """Whether a gradient was written; setting it tells of one that a replay wrote or forgot."""
+        return self._written
+
+    @gradient_state.setter
+    def gradient_state(self, state: bool) -> None:
+        self._written = state
 
     def zero_grad(self) -> None:
         """Forget the gradient: the next one overwrites it."""
-        self._written = False
+        if changes.witness is not None:
+            changes.witness.leaf(self, forgets=True)
+        if self._written:
+            changes.gradients.bump()
+            self._written = False
 
     def gradient_buffer(self) -> tuple[Array, Mode]:
         """Where a primitive writes the gradient, and how; it counts as written from here on."""
         if self._gradient_array is None:
             self._gradient_array = self.device.backend.empty(self.shape, self.dtype)
-        mode: Mode = "accumulate" if self._written else "overwrite"
+        if changes.witness is not None:
+            changes.witness.leaf(self)
+        if self._written:
+            return self._gradient_array, "accumulate"
+        changes.gradients.bump()
         self._written = True
-        return self._gradient_array, mode
+        return self._gradient_array, "overwrite"
 
     def deposit(self, gradient: Tensor) -> None:
         """Add `gradient` to the buffer."""
@@ -148,11 +171,17 @@ class Parameter(Tensor):
         else:
             self.device.backend.map(ADD, (buffer, gradient.array), out=(buffer,))
 
+    @property
+    def gradient_array(self) -> Array | None:
+        """The buffer of the gradient, whether it holds one now or not; None before there was any."""
+        return self._gradient_array
+
     # memory
 
     def adopt(self, arena: Arena, index: int) -> None:
         """Move values and gradient into slot `index` of `arena`."""
         backend = self.device.backend
+        changes.settings.bump()
         values, gradient = arena.view(arena.values, index), arena.view(arena.gradients, index)
         backend.copy(self.array, out=values)
         if self._written:
@@ -166,6 +195,8 @@ class Parameter(Tensor):
         """Go to another device, out of the arena, which is retired; the gradient is forgotten."""
         if on == self.device:
             return
+        changes.settings.bump()
+        changes.gradients.bump()
         if self.is_built:
             self.array = on.backend.from_host(np.array(self.device.backend.to_host(self.array)))
         if self.arena is not None:
@@ -205,6 +236,11 @@ def pack(parameters: Iterable[Parameter]) -> None:
         if parameter.is_built and parameter.arena is None:
             groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
     for (on, dtype), group in groups.items():
+        if on.backend.is_recording:
+            raise CaptureError(
+                f"Parameter '{group[0].name}' would move into the arena while a step is recorded. Make the optimizer, "
+                "and call the model once, before you capture."
+            )
         group.sort(key=lambda p: (not p.requires_grad, not p.decay))
         layout = Layout.pack([(p.name, p.shape) for p in group], dtype.itemsize)
         arena = Arena(layout, dtype, on.backend)

@@ -11,7 +11,7 @@ from fcdense import expression
 from fcdense.algebra import multiply
 from fcdense.errors import ArgumentError, FormatError, TraceError
 from fcdense.expression import Expr, array_var, derive, scalar_var
-from fcdense.symbol import lift
+from fcdense.symbol import lift, node, topological
 
 _programs: weakref.WeakValueDictionary[tuple[Any, ...], Program] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -88,6 +88,19 @@ class Program:
             )
         names = [array_var(i) for i in range(self.n_inputs)] + [scalar_var(i) for i in range(self.n_scalars)]
         return expression.substitute(self.outputs, dict(zip(names, map(lift, args), strict=True)))
+
+    def reordered(self, order: Sequence[int]) -> Program:
+        """The program with its arrays in another order: its input j is input `order[j]` of this one.
+
+        Node for node the same, so that compiled code rounds as that of this one does.
+        """
+        if list(order) == list(range(self.n_inputs)):
+            return self
+        new: dict[Expr, Expr] = {array_var(i): array_var(j) for j, i in enumerate(order)}
+        for e in topological(self.outputs):
+            if e not in new:
+                new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
+        return Program(self.name, self.n_inputs, self.n_scalars, [new[e] for e in self.outputs])
 
     def depends_on(self, i: int) -> bool:
         """True if array argument `i` occurs in any output."""

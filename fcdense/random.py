@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-import threading
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +11,26 @@ from fcdense.errors import ArgumentError
 
 
 class RandomState:
-    """A generator for initial values, and the counter from which each dropout call takes its own stream."""
+    """A generator for initial values, and the state from which each dropout call takes its own stream.
+
+    Attributes
+    ----------
+    generator : numpy.random.Generator
+        What initializers draw from.
+    words : ndarray of uint64, shape (2,)
+        The key, and the number of the next stream, from 1 on: what `Backend.next_stream` reads and advances. It is the
+        same array for the whole life of the state, so that a recorded step goes on with the streams of a new seed.
+    """
 
     def __init__(self, seed: int | None = None) -> None:
+        self.words: np.ndarray[Any, np.dtype[np.uint64]] = np.empty(2, np.uint64)
+        self.seed(seed)
+
+    def seed(self, seed: int | None) -> None:
+        """Begin anew; None takes a seed from the system."""
         sequence = np.random.SeedSequence(seed)
         self.generator = np.random.default_rng(sequence)
-        self.key = int(sequence.generate_state(1, np.uint64)[0])
-        self.counter = 0
-        self._counting = threading.Lock()
-
-    def next_stream(self) -> tuple[int, int]:
-        """(key, counter) of the next dropout call."""
-        with self._counting:
-            self.counter += 1
-            return self.key, self.counter
+        self.words[...] = int(sequence.generate_state(1, np.uint64)[0]), 1
 
 
 _state = RandomState()
@@ -35,14 +41,13 @@ def manual_seed(seed: int) -> None:
 
     Unless it is called, each process draws different ones.
     """
-    global _state
     try:
         number = operator.index(seed)
     except TypeError:
         number = -1
     if number < 0:
         raise ArgumentError(f"seed is {seed!r}; expected a non-negative integer.")
-    _state = RandomState(number)
+    _state.seed(number)
 
 
 def random_state() -> RandomState:

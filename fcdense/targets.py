@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fcdense import changes
 from fcdense.conversion import FLOATS, host_array, in_c_order
 from fcdense.dense import DenseNode
-from fcdense.errors import ArgumentError, DataError, DeviceError, DTypeError, ShapeError
+from fcdense.errors import ArgumentError, CaptureError, DataError, DeviceError, DTypeError, ShapeError
 from fcdense.tensor import Tensor
 
 Array = NDArray[Any]
@@ -71,10 +72,15 @@ def matching(target: Any, shape: Shape) -> Array:
     broadcast: (B, 1) against (B,) would become (B, B).
     """
     array = numbers(target, "target")
-    if array.shape == shape or (*array.shape, 1) == shape or array.shape == (*shape, 1):
-        return array.reshape(shape)
+    _check_matching(array.shape, shape)
+    return array.reshape(shape)
+
+
+def _check_matching(given: Shape, shape: Shape) -> None:
+    if given == shape or (*given, 1) == shape or given == (*shape, 1):
+        return
     raise ShapeError(
-        f"prediction has shape {shape}, target {array.shape}; expected equal shapes (one trailing axis of size 1 may "
+        f"prediction has shape {shape}, target {given}; expected equal shapes (one trailing axis of size 1 may "
         "be missing). Nothing is broadcast: reshape the target."
     )
 
@@ -118,6 +124,57 @@ def classes(target: Any, shape: Shape, ignore_index: int | None) -> Array:
             cure = "" if labels[wrong][0] >= 0 else "; to leave such rows out, pass it as ignore_index"
             _refuse(labels, wrong, f"{count} logits have the classes 0 to {count - 1}{cure}")
     return labels.reshape(-1).astype(np.int64, copy=False)
+
+
+def is_unread(target: Any) -> bool:
+    """Whether `target` is a tensor whose values are not there yet, because a step is being recorded."""
+    return isinstance(target, Tensor) and target.device.backend.is_recording
+
+
+def _leave_unchecked() -> None:
+    if changes.witness is not None:
+        changes.witness.unchecked = True
+
+
+def unread_matching(target: Tensor, prediction: Tensor, of_logits: bool) -> Tensor:
+    """`matching` of a target that `is_unread`, in the dtype of the prediction."""
+    _check_matching(target.shape, prediction.shape)
+    if of_logits:
+        _leave_unchecked()
+    return _in_c_order(target.detach().reshape(prediction.shape).astype(prediction.dtype))
+
+
+def unread_classes(target: Tensor, prediction: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """(t, scale) as of `class_terms` for a target that `is_unread`, given none of `options`.
+
+    Raises
+    ------
+    CaptureError
+        An option is given: it needs the values of the target on the host.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise CaptureError(
+                f"cross_entropy with {name} looks at its target on the host, which a recorded step cannot do. "
+                f"Leave {name} out, or do not capture this step."
+            )
+    _leave_unchecked()
+    shape = prediction.shape
+    rows, count = shape[:-1], shape[-1]
+    if target.shape == shape:
+        t = _in_c_order(target.detach().reshape(-1, count).astype(prediction.dtype))
+    elif target.shape in (rows, (*rows, 1)) and target.dtype.kind != "f":
+        t = _in_c_order(target.detach().reshape(-1).astype(np.int64))
+    else:
+        raise ShapeError(
+            f"target has shape {target.shape} and dtype {target.dtype}, the logits {shape}; expected integers {rows} "
+            f"or rows of probabilities {shape}."
+        )
+    return t, 1.0 / t.shape[0]
+
+
+def _in_c_order(tensor: Tensor) -> Tensor:
+    return tensor if tensor.array.flags.c_contiguous else tensor.copy()
 
 
 def class_weights(given: Sequence[float] | Mapping[int, float], count: int) -> Array:

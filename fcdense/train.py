@@ -12,11 +12,12 @@ from fcdense import data, losses, nn, optim, tape, targets
 from fcdense import metrics as measures
 from fcdense.accumulation import Average, Step
 from fcdense.callbacks import Callback, CallbackList, Logs, ProgressBar, StopOnNaN
+from fcdense.captured_training import CapturedTraining
 from fcdense.data import Batch, DataLoader
 from fcdense.data.checks import as_count
 from fcdense.data.feed import feed, validation_feed
 from fcdense.diagnosis import first_non_finite
-from fcdense.errors import ArgumentError, DataError
+from fcdense.errors import ArgumentError, CaptureError, DataError
 from fcdense.history import History
 from fcdense.inference import evaluating, predict
 from fcdense.tensor import Tensor
@@ -47,6 +48,10 @@ class Trainer:
         multiplies its sample weight in the loss, of training as of validation; metrics know sample weights only.
     seed : int
         Shuffling and validation split follow from it. (`fcdense.manual_seed` governs weights and dropout.)
+    capture : bool
+        Record the training step after the first batch and replay it for all batches of that shape: the same bits,
+        without Python between the primitives (`fcdense.capture`). Where that cannot be done (`not_captured` says why),
+        and for other batches, each step is computed as if False.
 
     Attributes
     ----------
@@ -56,6 +61,8 @@ class Trainer:
         A callback sets it to end training after the current epoch.
     measured : list of str
         The names of the numbers that the current `fit` measures in every epoch.
+    not_captured : str
+        Why the last `fit` did not capture its steps, a word (the rest is logged); "" if it did.
 
     Raises
     ------
@@ -75,6 +82,7 @@ class Trainer:
         accumulate: int = 1,
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
         seed: int = 0,
+        capture: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model is {model!r}; expected an nn.Module, such as nn.Sequential(...).")
@@ -89,6 +97,8 @@ class Trainer:
         self.history = History()
         self.stop_training = False
         self.measured: list[str] = []
+        self.capture = capture
+        self.not_captured = ""
 
     def __repr__(self) -> str:
         return f"Trainer({type(self.model).__name__}, {self.loss!r}, {self.optimizer!r})"
@@ -174,6 +184,7 @@ class Trainer:
         validation = None if validation_data is None else validation_feed(validation_data, x, y)
         defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
         names = ["loss", *(metric.name for metric in self.metrics)]
+        capturing = CapturedTraining(self, batches, self.capture)
         # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
         with np.errstate(), CallbackList(callbacks, defaults) as hooks:
             self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
@@ -183,7 +194,7 @@ class Trainer:
                 for epoch in range(epochs):
                     hooks.tell("on_epoch_begin", epoch)
                     batches.set_epoch(len(self.history))
-                    logs = self._train(batches, hooks)
+                    logs = self._train(batches, capturing, hooks)
                     if validation is not None:
                         logs |= {f"val_{name}": value for name, value in self._measure(validation).items()}
                     self.history.append(logs)
@@ -191,6 +202,8 @@ class Trainer:
                     if self.stop_training:
                         break
             finally:
+                capturing.close()
+                self.not_captured = capturing.reason
                 self.model.eval()
         return self.history
 
@@ -214,7 +227,7 @@ class Trainer:
         if self._owns_optimizer and fresh:
             self.optimizer.add_parameters(fresh)
 
-    def _train(self, batches: DataLoader, hooks: CallbackList) -> Logs:
+    def _train(self, batches: DataLoader, capturing: CapturedTraining, hooks: CallbackList) -> Logs:
         """One epoch."""
         self.model.train()
         self.optimizer.zero_grad()
@@ -223,20 +236,16 @@ class Trainer:
         buffers = [(module, name) for module in self.model.modules() for name in module._buffers]
         is_penalized = any(parameter.regularizer is not None for parameter in self.model.parameters())
         step = Step(self.optimizer, buffers)
+        capturing.begin_epoch()
         try:
             for number, batch in enumerate(batches):
-                prediction, loss, weight = self._forward(batch)
-                if loss is not None and is_penalized:
-                    loss = loss + self.model.penalty()
-                value = 0.0 if loss is None else loss.item()
-                if not math.isfinite(value):
-                    self._discard(step, batch, f"the loss is {value}", hooks)
-                else:
-                    average.add(value, weight, prediction, batch)
-                    if loss is not None:
-                        step.add(loss, weight)
-                    if step.batches == self.accumulate:
-                        self._finish(step, batch, hooks)
+                done = False
+                if capturing.takes(batch) and step.takes(float(len(batch.x))):
+                    done = self._replay(capturing, batch, step, average, hooks)
+                if not done:
+                    prediction = self._compute(batch, is_penalized, step, average, hooks)
+                    if prediction is not None:
+                        capturing.offer(batch, prediction)
                 hooks.tell("on_step_end", number, {"loss": average.loss})
             if step.batches:
                 self._finish(step, batch, hooks)
@@ -244,6 +253,55 @@ class Trainer:
             step.undo()
             raise
         return average.result()
+
+    def _compute(
+        self, batch: Batch, is_penalized: bool, step: Step, average: Average, hooks: CallbackList
+    ) -> Tensor | None:
+        """Learn a batch; its prediction, or None where it taught nothing."""
+        prediction, loss, weight = self._forward(batch)
+        if loss is not None and is_penalized:
+            loss = loss + self.model.penalty()
+        value = 0.0 if loss is None else loss.item()
+        if not math.isfinite(value):
+            self._discard(step, batch, f"the loss is {value}", hooks)
+            return None
+        average.add(value, weight, prediction, batch)
+        if loss is not None:
+            step.add(loss, weight)
+        if step.batches == self.accumulate:
+            self._finish(step, batch, hooks)
+        return None if loss is None else prediction
+
+    def _replay(
+        self, capturing: CapturedTraining, batch: Batch, step: Step, average: Average, hooks: CallbackList
+    ) -> bool:
+        """Learn a batch by the recorded step; False if that does not fit any more, and nothing was done."""
+        optimizer = self.optimizer
+        skipped, norm = optimizer.skipped_steps, optimizer.gradient_norm
+        try:
+            prediction, loss = capturing.run(batch)
+        except CaptureError:
+            capturing.forget()
+            return False
+        weight, value = float(len(batch.x)), loss.item()
+        if not math.isfinite(value):
+            # As where the loss is looked at before there are gradients.
+            optimizer.skipped_steps, optimizer.gradient_norm = skipped, norm
+            self._discard(step, batch, f"the loss is {value}", hooks)
+            return True
+        kept = batch
+        if capturing.keeps_arrays:
+            prediction, kept = prediction.copy(), batch._replace(y=np.array(batch.y))
+        average.add(value, weight, prediction, kept)
+        if self.accumulate > 1:
+            step.count(weight)
+            if step.batches == self.accumulate:
+                self._finish(step, batch, hooks)
+        elif optimizer.skipped_steps == skipped:
+            step.begin()
+        else:
+            self._discard(step, batch, "a gradient is not finite", hooks)
+        return True
 
     def _finish(self, step: Step, batch: Batch, hooks: CallbackList) -> None:
         """Update the parameters."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fcdense import tape
+from fcdense import changes, tape
 from fcdense.arena import Array, Version
 from fcdense.backends import Device
 from fcdense.backends.base import Mode
@@ -153,7 +153,9 @@ class Variable:
             raise GraphError("requires_grad can be set on leaves only; use detach() for a leaf with the same values.")
         if value:
             self._check_differentiable()
-        self._requires_grad = bool(value)
+        if self._requires_grad is not bool(value):
+            changes.settings.bump()
+            self._requires_grad = bool(value)
 
     def _check_differentiable(self) -> None:
         if self.dtype not in FLOATS:
@@ -166,7 +168,23 @@ class Variable:
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        self._gradient = None if value is None else self.gradient_like(value)
+        gradient = None if value is None else self.gradient_like(value)
+        self._note_gradient(forgets=True)
+        self._gradient = gradient
+
+    @property
+    def gradient_state(self) -> Any:
+        """The gradient as it is, to be put back; two states are compared by identity."""
+        return self._gradient
+
+    @gradient_state.setter
+    def gradient_state(self, state: Any) -> None:
+        self._gradient = state
+
+    def _note_gradient(self, *, forgets: bool = False) -> None:
+        changes.gradients.bump()
+        if changes.witness is not None:
+            changes.witness.leaf(self, forgets=forgets)
 
     def gradient_like(self, value: Any) -> Any:
         """`value`, a tensor or array of this tensor's shape, as a tensor of its dtype and on its device."""
@@ -180,6 +198,7 @@ class Variable:
 
     def deposit(self, gradient: Any) -> None:
         """Add the tensor `gradient` to `grad`, which has memory of its own: `gradient` may be a view."""
+        self._note_gradient()
         before = self._gradient
         self._gradient = self.apply(AsType(self.dtype), gradient) if before is None else before + gradient
 
@@ -189,6 +208,7 @@ class Variable:
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
+        self._note_gradient(forgets=True)
         self._gradient = None
 
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:

@@ -32,8 +32,10 @@ class Counter:
         self.calls += 1
         return self.make(shape, dtype)
 
-    def fill(self, value: float, *, out: Array) -> None:
-        out.fill(value)
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        array = self.empty(shape, dtype)
+        array.fill(0)
+        return array
 
 
 @pytest.fixture(params=[host_empty, np.empty], ids=["aligned", "owning"])

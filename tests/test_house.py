@@ -22,14 +22,18 @@ ENVIRONMENT = {"FCDENSE_DEVICE", "FCDENSE_CACHE", "FCDENSE_LOG"}
 FLOORS = (
     (
         "words",
-        "_checkout errors log symbol algebra expression program lowering codegen emit math activation activations "
-        "kernels/",
+        "_checkout errors log symbol algebra expression program lowering codegen loops emit math activation "
+        "activations kernels/",
     ),
     ("memory", "layout arena random conversion"),
     ("backends", "backends/ cuda/"),
-    ("gradients", "tape operations indexing activate variable tensor parameter dense ops gradients"),
+    ("gradients", "changes tape operations indexing activate variable tensor parameter dense ops gradients"),
     ("models", "nn/ targets losses optim/ init regularizers constraints"),
-    ("running", "capture data/ metrics history accumulation inference diagnosis callbacks checkpoint train"),
+    (
+        "running",
+        "fixed_inputs capture data/ metrics history accumulation captured_training inference diagnosis callbacks "
+        "checkpoint train explain",
+    ),
     ("doors", "__init__ __main__ cli tune sklearn onnx interop distributed bench/"),
 )
 FLOOR_OF = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}

@@ -21,11 +21,11 @@ def test_predictions_are_those_of_evaluation_mode_and_leave_no_trace():
     model = network().train()
     model[2].eval()
     modes = [module.training for module in model.modules()]
-    state, numbers = model.state_dict(), fc.random.random_state().counter
+    state, numbers = model.state_dict(), fc.random.random_state().words[1]
     found = predict(model, X)
     assert [module.training for module in model.modules()] == modes
     assert same(model.state_dict(), state)
-    assert fc.random.random_state().counter == numbers
+    assert fc.random.random_state().words[1] == numbers
     np.testing.assert_array_equal(found, model.eval()(X).numpy())
     assert (type(found), found.dtype, found.shape) == (np.ndarray, np.float64, (24, 3))
     found[0] = 0.0  # it is the caller's own

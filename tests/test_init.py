@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -296,6 +297,32 @@ def test_bad_calls(name):
 def test_value_beyond_the_dtype():
     with pytest.raises(ArgumentError, match=r"constant\(value=1e\+300\).*float32"):
         draw(1e300, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "orthogonal"])
+def test_large_kernels_are_drawn_in_blocks(name):
+    """The numbers are those of one draw of the whole; no float64 copy of it is made."""
+    shape = (1400, 1200)
+    blocked = draw(name, shape, np.float32)
+    tracemalloc.start()
+    try:
+        draw(name, shape, np.float32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < blocked.nbytes + 6 * init.BLOCK * 8 < 2 * blocked.nbytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(init, "BLOCK", blocked.size)
+        np.testing.assert_array_equal(draw(name, shape, np.float32), blocked)
+
+
+def test_truncated_normal_is_drawn_whole_and_then_again_beyond_the_cut():
+    generator = np.random.default_rng(3)
+    expected = generator.standard_normal((700, 600))
+    while (outside := np.abs(expected) > 2.0).any():
+        expected[outside] = generator.standard_normal(np.count_nonzero(outside))
+    drawn = init.truncated_normal(stddev=1.0)((700, 600), np.float64, np.random.default_rng(3))
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_orthogonal_needs_a_matrix():

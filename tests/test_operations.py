@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Operation, tuple[tuple[int, ...], ...]]] = {
     "scatter_add_rows": (indexing.ScatterAddRows(np.array([2, 0, 0]), (4, 2)), ((3, 2),)),
     "softmax": (ops.SoftmaxRows(False), ((2, 3),)),
     "log_softmax": (ops.SoftmaxRows(True), ((2, 3),)),
-    "dropout": (ops.Dropout(0.5, 7, 3), ((4, 5),)),
+    "dropout": (ops.Dropout(0.5, np.array([7, 3], np.uint64)), ((4, 5),)),
 }
 
 

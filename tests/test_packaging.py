@@ -52,7 +52,7 @@ def test_the_core_stays_small() -> None:
 
 def test_extras_add_to_the_core() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"numba", "cuda12", "cuda13", "sklearn", "onnx", "plot", "mpi", "test", "dev"}
+    assert set(extras) == {"numba", "cuda12", "cuda13", "sklearn", "onnx", "plot", "mpi", "peers", "test", "dev"}
     for name, requirements in extras.items():
         assert not CORE & {distribution(requirement) for requirement in requirements}, f"{name} repeats the core"
 
@@ -130,6 +130,7 @@ def test_the_wheel_runs_on_any_platform(wheel: Path) -> None:
         "fcdense/kernels/__init__.py",
         "fcdense/kernels/README.md",
         "fcdense/bench/__init__.py",
+        "fcdense/bench/peak.c",
         "fcdense-*.dist-info/licenses/LICENSE",
         "fcdense-*.dist-info/licenses/fcdense/data/*.txt",
         "fcdense-*.dist-info/entry_points.txt",

@@ -162,7 +162,7 @@ class InterruptedLayer(fc.nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        if self.calls == 3:
+        if self.calls == 4:  # the second and third are recorded, and then taken back
             raise KeyboardInterrupt
         return x
 

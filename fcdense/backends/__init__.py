@@ -11,15 +11,31 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from weakref import WeakValueDictionary
 
 from fcdense.backends.base import Backend
 from fcdense.backends.cpu import CpuBackend
+from fcdense.backends.native import NativeBackend
 from fcdense.backends.probe import Probe, cuda_probes, failed_probe, gpu_count
 from fcdense.backends.reference import ReferenceBackend
 from fcdense.errors import DeviceError
 from fcdense.log import logger
 
-__all__ = ["Backend", "Device", "Probe", "available_devices", "cuda_probes", "current_device", "device", "use_device"]
+__all__ = [
+    "Backend",
+    "Device",
+    "Probe",
+    "available_devices",
+    "cuda_probes",
+    "current_device",
+    "device",
+    "known_devices",
+    "use_device",
+]
+
+
+_known: WeakValueDictionary[int, Device] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,9 @@ class Device:
     type: str
     index: int | None = None
     backend: Backend = field(compare=False, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _known[id(self)] = self
 
     @property
     def name(self) -> str:
@@ -44,8 +63,13 @@ class Device:
     def __reduce__(self) -> tuple[object, ...]:
         return device, (self.name,)
 
+    def put(self, backend: Backend) -> None:
+        """Let `backend` serve this device, for everything that lies on it."""
+        object.__setattr__(self, "backend", backend)
 
-_CPU = Device("cpu", backend=CpuBackend())
+
+_CPU = Device("cpu", backend=CpuBackend() if find_spec("numba") is None else NativeBackend())
+_NUMPY = Device("numpy", backend=CpuBackend())
 _REFERENCE = Device("reference", backend=ReferenceBackend())
 _starting = threading.RLock()
 """Held while a GPU is probed and started: once per process, whichever threads ask first."""
@@ -75,7 +99,8 @@ def device(spec: str | Device = "auto") -> Device:
     """The device named "auto", "cpu", "cuda" or "cuda:N".
 
     "auto" takes the GPU when every probe passes, else the CPU, and logs the reason once. "cuda" is the GPU or an
-    error, never something else. ("reference" computes in float64 whatever the dtype; it is the tests' oracle.)
+    error, never something else. ("numpy" is the CPU without compiled kernels, as it is where Numba is not installed;
+    "reference" computes in float64 whatever the dtype and is the tests' oracle.)
 
     Raises
     ------
@@ -86,6 +111,8 @@ def device(spec: str | Device = "auto") -> Device:
         return spec
     if spec == "cpu":
         return _CPU
+    if spec == "numpy":
+        return _NUMPY
     if spec == "reference":
         return _REFERENCE
     if spec == "auto":
@@ -124,6 +151,11 @@ def use_device(spec: str | Device) -> Iterator[Device]:
         yield chosen
     finally:
         _chosen.reset(token)
+
+
+def known_devices() -> list[Device]:
+    """Every device that something may lie on, equal ones with other backends included."""
+    return list(_known.values())
 
 
 def available_devices() -> tuple[str, ...]:

@@ -6,6 +6,10 @@ read-only or of size 0; outputs are written whole and, unless a primitive says o
 Outputs are C-contiguous, except those of `map`, `copy` and `fill`, which may be strided.
 Floating operands of one call have one dtype, sums are rounded in that dtype. NaN and infinities propagate.
 Axes: B rows, I features in, O features out, K classes.
+
+What changes from step to step lies in an array, never in a number handed to a primitive: the calls of one step can then
+be recorded and made again (`fcdense.capture`). So `map` takes its scalars from an array as well, and `when` it applies;
+dropout takes its stream from one.
 """
 
 from __future__ import annotations
@@ -13,18 +17,29 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from fcdense.activation import Activation
 from fcdense.arena import Array, Workspace
+from fcdense.backends.replay import Call, CallList, Replay
+from fcdense.errors import ContractError
 from fcdense.program import Program
 
 Mode = Literal["overwrite", "accumulate"]
 """What writing a gradient means: replace what is there, or add to it."""
 
 Reduction = Literal["sum", "max", "min"]
+
+ADDED_TO = {
+    ("dense_grad_weight", "out"),
+    ("dense_grad_input", "db"),
+    ("act_grad", "db"),
+    ("scatter_add_rows", "out"),
+    ("next_stream", "state"),
+}
+"""Outputs that are added to where `mode` says so; a primitive that has no mode always adds."""
 
 
 def primitive(function: Any) -> Any:
@@ -33,15 +48,37 @@ def primitive(function: Any) -> Any:
     return function
 
 
-def uniform_stream(key: int, counter: int) -> np.random.Generator:
-    """The random numbers of one dropout call: Philox 4x64 keyed by both numbers (Salmon et al., SC 2011)."""
-    return np.random.Generator(np.random.Philox(key=(counter << 64) | key))
+def uniform_stream(stream: np.ndarray[Any, Any]) -> np.random.Generator:
+    """The random numbers of one dropout call: Philox 4x64 keyed by both words (Salmon et al., SC 2011)."""
+    return np.random.Generator(np.random.Philox(key=stream))
+
+
+_drawing = threading.Lock()
+
+
+def draw_stream(state: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """`Backend.next_stream` in host memory."""
+    with _drawing:
+        out[...] = state
+        np.add(state[1:], 1, out=state[1:])
+
+
+class Replayed(Protocol):
+    """What a recorded step asks of those who keep numbers on the host, such as an optimizer's learning rate."""
+
+    def before_replay(self) -> None:
+        """Write what the replay is going to read. Raises `CaptureError` where the recorded calls no longer fit."""
+
+    def after_replay(self) -> None:
+        """Bring the host's numbers up to date."""
 
 
 class Backend(ABC):
     """One implementation of all primitives on one kind of device."""
 
     name: str
+    is_recording: bool = False
+    """Whether calls are noted and not made, so that nothing can be read: on a backend that serves one recording."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -64,6 +101,12 @@ class Backend(ABC):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array of undefined contents, aligned unless it is small. Raises `OutOfMemory` with the bytes asked for."""
 
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of zeros, aligned as that of `empty`."""
+        array = self.empty(shape, dtype)
+        self.fill(0.0, out=array)
+        return array
+
     @abstractmethod
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """The device's array with the contents of a NumPy array (that array itself if the device uses host memory)."""
@@ -71,6 +114,26 @@ class Backend(ABC):
     @abstractmethod
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         """A NumPy array with the contents of `array` (a view of it where host memory is the device's)."""
+
+    def join(self, participant: Replayed) -> None:
+        """Take part in the recording: `participant` is asked before and after each replay.
+
+        A recording backend overrides it; called where `is_recording` holds.
+        """
+        raise ContractError(f"{self.name} does not record, so there is no recording that {participant!r} could join.")
+
+    @property
+    def implementation(self) -> str:
+        """What runs the primitives, and why, for `fcdense.explain`."""
+        return self.name
+
+    def replay(self, calls: Sequence[Call], kept: Sequence[Array] = ()) -> Replay:
+        """What runs recorded calls again, over the same arrays, with the same bits as one after another.
+
+        Gradients that only the calls themselves read need not be written (`Replay.consumed`); `kept` are those that
+        somebody reads afterwards.
+        """
+        return CallList(self, calls)
 
     # dense layers
 
@@ -152,7 +215,7 @@ class Backend(ABC):
 
         `target` holds class numbers (int64, shape (B,)) or the t_bk themselves (dtype and shape of z, any
         non-negative rows). `loss` has shape (). `dz` may be `z_bk`. A term with t_bk = 0 contributes 0, also where
-        z_bk is -inf.
+        z_bk is -inf. A class number outside of 0 ... K - 1 makes `loss` and its row of `dz` NaN.
         """
 
     # elementwise
@@ -180,19 +243,36 @@ class Backend(ABC):
     @primitive
     @abstractmethod
     def map(
-        self, program: Program, inputs: Sequence[Array], scalars: Sequence[float] = (), *, out: Sequence[Array]
+        self,
+        program: Program,
+        inputs: Sequence[Array],
+        scalars: Sequence[float] | Array = (),
+        *,
+        out: Sequence[Array],
+        when: Array | None = None,
     ) -> None:
         """out_k = program_k(inputs, scalars), elementwise; inputs broadcast against the outputs, which have one shape.
 
         An output may be one of the inputs of the same shape: optimizers update parameters and slots in place.
+        `scalars` are numbers, as a tuple or list or as a float64 vector; that of an array is read when the call runs.
+        `when` is a float64 array of shape (): where it holds 0, the call changes nothing.
         """
 
     @primitive
     @abstractmethod
-    def dropout(self, x: Array, rate: float, key: int, counter: int, *, out: Array) -> None:
-        """out = x * mask / (1 - rate), mask drawn from (key, counter) alone: the same call masks the gradient.
+    def next_stream(self, state: Array, *, out: Array) -> None:
+        """out = state, then state[1] += 1: a stream of random numbers that no other call is given.
 
-        Each element is kept where a uniform number is >= rate. `out` may be `x`.
+        Both are uint64 of shape (2,): a key, and the number of the stream modulo 2^64. Calls from several threads get
+        different streams.
+        """
+
+    @primitive
+    @abstractmethod
+    def dropout(self, x: Array, rate: float, stream: Array, *, out: Array) -> None:
+        """out = x * mask / (1 - rate), mask drawn from `stream` alone: the same call masks the gradient.
+
+        Each element is kept where a uniform number is >= rate. `stream` is what `next_stream` wrote. `out` may be `x`.
         """
 
     # arrays

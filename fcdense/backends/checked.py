@@ -15,13 +15,14 @@ import numpy as np
 
 from fcdense.activation import Activation
 from fcdense.arena import Array
-from fcdense.backends.base import Backend
+from fcdense.backends.base import ADDED_TO, Backend
 from fcdense.errors import ContractError
 
 Sizes = dict[str, tuple[int, ...]]
 
 # The shape of each array, in this order. A letter is one axis, *S any number of them; every name has one size (or
-# tuple of sizes) in a call. <S broadcasts to *S. Of two rules, the one that has the array's number of axes holds.
+# tuple of sizes) in a call; a digit is one axis of that size. <S broadcasts to *S. Of two rules, the one that has the
+# array's number of axes holds.
 SHAPES: dict[str, dict[str, str]] = {
     "dense": {"x_bi": "B I", "w_io": "I O", "b_o": "O", "out": "B O", "aux": "B O"},
     "dense_grad_input": {"dz_bo": "B O", "w_io": "I O", "aux_bi": "B I", "out": "B I", "db": "I"},
@@ -30,8 +31,9 @@ SHAPES: dict[str, dict[str, str]] = {
     "softmax": {"z_bk": "B K", "out": "B K"},
     "softmax_xent": {"z_bk": "B K", "target": "B | B K", "weight_b": "B", "loss": "", "dz": "B K"},
     "elementwise_loss": {"prediction": "*S", "target": "*S", "weight": "<S", "loss": "", "dz": "*S"},
-    "map": {"out": "*S", "inputs": "<S"},
-    "dropout": {"x": "*S", "out": "*S"},
+    "map": {"out": "*S", "inputs": "<S", "scalars": "N", "when": ""},
+    "next_stream": {"state": "2", "out": "2"},
+    "dropout": {"x": "*S", "stream": "2", "out": "*S"},
     "reduce": {"x": "*S", "out": "*R"},
     "matmul": {"out": "*L M N", "a": "<L M K", "b": "<L K N"},
     "copy": {"out": "*S", "x": "<S"},
@@ -42,18 +44,26 @@ SHAPES: dict[str, dict[str, str]] = {
 }
 
 INT64 = np.dtype(np.int64)
-DTYPES = {("gather_rows", "index"): INT64, ("scatter_add_rows", "index"): INT64, ("norm2", "out"): np.dtype(np.float64)}
+UINT64 = np.dtype(np.uint64)
+FLOAT64 = np.dtype(np.float64)
+DTYPES = {
+    ("gather_rows", "index"): INT64,
+    ("scatter_add_rows", "index"): INT64,
+    ("norm2", "out"): FLOAT64,
+    ("map", "scalars"): FLOAT64,
+    ("map", "when"): FLOAT64,
+    ("next_stream", "state"): UINT64,
+    ("next_stream", "out"): UINT64,
+    ("dropout", "stream"): UINT64,
+}
 NOT_ONLY_FLOATS = {"map", "fill"}
 MAY_BE_STRIDED = {"map", "copy", "fill"}
 
-# Class and row numbers, and the array whose rows (of logits: columns) they count.
-NUMBERS = {"gather_rows": ("index", "x"), "scatter_add_rows": ("index", "out"), "softmax_xent": ("target", "z_bk")}
+# Row numbers, and the array whose rows they count.
+NUMBERS = {"gather_rows": ("index", "x"), "scatter_add_rows": ("index", "out")}
 
 IN_PLACE = {"act_grad": "dy_bo", "softmax_xent": "z_bk", "dropout": "x", "map": "inputs"}
 """Inputs that an output may be, element for element."""
-
-ADDED_TO = {("dense_grad_weight", "out"), ("dense_grad_input", "db"), ("act_grad", "db"), ("scatter_add_rows", "out")}
-"""Outputs that are added to where `mode` says so; `scatter_add_rows` has no mode and always adds."""
 
 # Bit patterns that no arithmetic gives: NaNs with a payload. Where one is still there after a call, nobody wrote.
 UNWRITTEN = {1: 0x5A, 2: 0x7E5A, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
@@ -102,6 +112,8 @@ class Call:
 
     def _arrays(self, argument: str) -> Iterator[tuple[str, str, Array]]:
         value = self.given[argument]
+        if argument == "scalars" and isinstance(value, (list, tuple)):
+            return  # numbers of the host
         if isinstance(value, (list, tuple)):
             yield from ((argument, f"{argument}[{i}]", array) for i, array in enumerate(value))
         elif value is not None:
@@ -123,13 +135,15 @@ class Call:
         self._check_memory()
 
     def _check_shapes(self) -> None:
-        sizes: Sizes = {}
+        sizes: Sizes = {"2": (2,)}
+        if self.primitive == "map":
+            sizes["N"] = (self.given["program"].n_scalars,)
         if self.primitive == "reduce":
             sizes["*R"] = tuple(n for axis, n in enumerate(self.given["x"].shape) if axis not in self.given["axes"])
         for argument, rule in SHAPES[self.primitive].items():
             for _, label, array in self._arrays(argument):
                 if not fits(rule, array.shape, sizes):
-                    known = ", ".join(f"{axes} = {size}" for axes, size in sizes.items())
+                    known = ", ".join(f"{axes} = {size}" for axes, size in sizes.items() if axes != "2")
                     raise self.wrong(label, f"has shape {array.shape}; expected '{rule}' where {known}.")
 
     def _check_dtypes(self) -> None:
@@ -157,8 +171,8 @@ class Call:
             raise self.wrong("mode", f"is {self.given['mode']!r}; expected 'overwrite' or 'accumulate'.")
         if self.primitive in NUMBERS:
             name, of = NUMBERS[self.primitive]
-            index, stop = self.inner.to_host(self.given[name]), self.given[of].shape[1 if of == "z_bk" else 0]
-            if index.dtype == INT64 and index.size and not (index.min() >= 0 and index.max() < stop):
+            index, stop = self.inner.to_host(self.given[name]), self.given[of].shape[0]
+            if index.size and not (index.min() >= 0 and index.max() < stop):
                 raise self.wrong(name, f"holds {index.min()} to {index.max()}; expected 0 to {stop - 1}.")
 
     def _check_memory(self) -> None:
@@ -177,8 +191,11 @@ class Call:
     def run(self, method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The call, and what the backend owes."""
         kept = [(label, a, self._bytes(a)) for _, label, a in self.inputs if not self._overlaps(a, self.outputs)]
+        when = self.given.get("when")
+        is_idle = when is not None and not self.inner.to_host(when)
+        idle = [(label, a, self._bytes(a)) for _, label, a in self.outputs] if is_idle else []
         fresh = []
-        for argument, label, array in self.outputs:
+        for argument, label, array in self.outputs if not is_idle else ():
             adds = (self.primitive, argument) in ADDED_TO and self.given.get("mode", "accumulate") == "accumulate"
             if not adds and not self._overlaps(array, self.inputs):
                 bits = array.view(f"u{array.dtype.itemsize}")
@@ -189,6 +206,9 @@ class Call:
         for label, array, before in kept:
             if self._bytes(array) != before:
                 raise self.wrong(label, "was changed; it is an input.")
+        for label, array, before in idle:
+            if self._bytes(array) != before:
+                raise self.wrong(label, "was changed, though `when` holds 0.")
         for label, bits in fresh:
             if left := int((bits == UNWRITTEN[bits.dtype.itemsize]).sum()):
                 raise self.wrong(label, f"was not written whole: {left} of {bits.size} elements are as they were.")
@@ -219,6 +239,9 @@ class CheckedBackend(Backend):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.inner.empty(shape, dtype)
 
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return self.inner.zeros(shape, dtype)
+
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return self.inner.from_host(array)
 
@@ -230,7 +253,8 @@ def _checked(primitive: str) -> Callable[..., None]:
     declared = getattr(Backend, primitive)
     signature = inspect.signature(declared)
     arrays = {name: p for name, p in signature.parameters.items() if "Array" in str(p.annotation)}
-    outputs = frozenset(name for name, p in arrays.items() if p.kind is p.KEYWORD_ONLY)
+    written = {name for name, p in arrays.items() if p.kind is p.KEYWORD_ONLY and name != "when"}
+    outputs = frozenset(written | {name for of, name in ADDED_TO if of == primitive})
 
     @functools.wraps(declared)
     def method(self: CheckedBackend, *args: Any, **kwargs: Any) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from fcdense import emit
 from fcdense.activation import Activation
-from fcdense.arena import Array, host_empty
-from fcdense.backends.base import Backend, Mode, Reduction, uniform_stream
+from fcdense.arena import Array, host_empty, host_zeros
+from fcdense.backends.base import Backend, Mode, Reduction, draw_stream, uniform_stream
 from fcdense.expression import Expr
 from fcdense.program import Program, trace
 
@@ -87,8 +88,15 @@ class CpuBackend(Backend):
 
     name = "cpu"
 
+    @property
+    def implementation(self) -> str:
+        return "NumPy" if find_spec("numba") else "NumPy: Numba is not installed"
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return host_empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return host_zeros(shape, dtype)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return array
@@ -187,13 +195,16 @@ class CpuBackend(Backend):
         total, terms, picked = (empty((rows, 1), dtype) for _ in range(3))
         weight: Any = 1.0 if weight_b is None else weight_b[:, None]
         mass: Any = 1.0
+        has_strays = False
         with np.errstate(invalid="ignore"):
             np.maximum.reduce(z_bk, axis=1, keepdims=True, out=total, initial=-np.inf)
             np.subtract(z_bk, total, out=exps)
             if target.ndim == 1:
-                hits = empty((rows,), target.dtype)
+                hits, strays = empty((rows,), target.dtype), empty((rows,), np.dtype(np.bool_))
+                np.greater_equal(target.view(np.uint64), classes, out=strays)  # a negative number is a huge one there
+                has_strays = bool(np.count_nonzero(strays))
                 np.multiply(row_numbers(rows), classes, out=hits)
-                np.add(hits, target, out=hits)
+                np.add(hits, target, out=hits, where=~strays if has_strays else True)
                 np.take(exps.reshape(-1), hits, out=picked.reshape(-1), mode="clip")
             else:
                 mass, products = empty((rows, 1), dtype), empty(z_bk.shape, dtype)
@@ -201,6 +212,8 @@ class CpuBackend(Backend):
                 emit.run(PRODUCT, (target, exps), (), (products,))
                 np.add.reduce(products, axis=1, keepdims=True, out=picked)
             np.exp(exps, out=exps)
+            if has_strays:
+                exps[strays] = np.nan
             np.add.reduce(exps, axis=1, keepdims=True, out=total)
             np.log(total, out=terms)
             np.multiply(terms, mass, out=terms)
@@ -242,13 +255,23 @@ class CpuBackend(Backend):
         loss[...] = total_of(values)
 
     def map(
-        self, program: Program, inputs: Sequence[Array], scalars: Sequence[float] = (), *, out: Sequence[Array]
+        self,
+        program: Program,
+        inputs: Sequence[Array],
+        scalars: Sequence[float] | Array = (),
+        *,
+        out: Sequence[Array],
+        when: Array | None = None,
     ) -> None:
-        emit.run(program, inputs, scalars, out)
+        if when is None or when:
+            emit.run(program, inputs, scalars.tolist() if isinstance(scalars, np.ndarray) else scalars, out)
 
-    def dropout(self, x: Array, rate: float, key: int, counter: int, *, out: Array) -> None:
+    def next_stream(self, state: Array, *, out: Array) -> None:
+        draw_stream(state, out)
+
+    def dropout(self, x: Array, rate: float, stream: Array, *, out: Array) -> None:
         uniform = self.workspace.empty(x.shape, np.dtype(np.float32))
-        uniform_stream(key, counter).random(dtype=np.float32, out=uniform)
+        uniform_stream(stream).random(dtype=np.float32, out=uniform)
         mask = self.workspace.empty(x.shape, x.dtype)
         np.greater_equal(uniform, np.float32(rate), out=mask)
         np.multiply(mask, 1.0 / (1.0 - rate), out=mask)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fcdense.activation import Activation
-from fcdense.arena import Array, host_empty
-from fcdense.backends.base import Backend, Mode, Reduction, uniform_stream
+from fcdense.arena import Array, host_empty, host_zeros
+from fcdense.backends.base import Backend, Mode, Reduction, draw_stream, uniform_stream
 from fcdense.expression import evaluate
 from fcdense.program import Program
 
@@ -39,6 +39,13 @@ def factor(act: Activation, aux: Array | None) -> Array:
     return f64(aux)
 
 
+def one_hot(target: Array, classes: int) -> Array:
+    """A row for each class number: 1 at its place; NaN for a number that is no class."""
+    rows = np.equal.outer(target, np.arange(classes)).astype(np.float64)
+    rows[(target < 0) | (target >= classes)] = np.nan
+    return rows
+
+
 class ReferenceBackend(Backend):
     """float64 arithmetic over NumPy arrays of any float dtype."""
 
@@ -46,6 +53,9 @@ class ReferenceBackend(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return host_empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return host_zeros(shape, dtype)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return array
@@ -114,7 +124,7 @@ class ReferenceBackend(Backend):
         dz: Array | None = None,
     ) -> None:
         z = f64(z_bk)
-        t = np.eye(z.shape[1])[target] if target.ndim == 1 else f64(target)
+        t = one_hot(target, z.shape[1]) if target.ndim == 1 else f64(target)
         weight = np.ones(len(z)) if weight_b is None else f64(weight_b)
         with np.errstate(invalid="ignore"):
             shifted = z - z.max(axis=1, keepdims=True)
@@ -143,14 +153,25 @@ class ReferenceBackend(Backend):
             write(dz, slope * factors)
 
     def map(
-        self, program: Program, inputs: Sequence[Array], scalars: Sequence[float] = (), *, out: Sequence[Array]
+        self,
+        program: Program,
+        inputs: Sequence[Array],
+        scalars: Sequence[float] | Array = (),
+        *,
+        out: Sequence[Array],
+        when: Array | None = None,
     ) -> None:
-        values = evaluate(program.outputs, [f64(x) for x in inputs], list(scalars))
+        if when is not None and when == 0.0:
+            return
+        values = evaluate(program.outputs, [f64(x) for x in inputs], [float(s) for s in scalars])
         for target, value in zip(out, values, strict=True):
             write(target, value)
 
-    def dropout(self, x: Array, rate: float, key: int, counter: int, *, out: Array) -> None:
-        uniform = uniform_stream(key, counter).random(x.shape, dtype=np.float32)
+    def next_stream(self, state: Array, *, out: Array) -> None:
+        draw_stream(state, out)
+
+    def dropout(self, x: Array, rate: float, stream: Array, *, out: Array) -> None:
+        uniform = uniform_stream(stream).random(x.shape, dtype=np.float32)
         write(out, np.where(uniform >= np.float32(rate), f64(x) / (1.0 - rate), 0.0 * f64(x)))
 
     def reduce(self, operation: Reduction, x: Array, axes: tuple[int, ...], *, out: Array) -> None:

@@ -89,6 +89,7 @@ class Batches:
         self.seed = as_count("seed", seed, 0)
         self.drop_last = drop_last
         self._epoch = 0
+        self._fixed: Batch | None = None
 
     @property
     def epoch(self) -> int:
@@ -97,6 +98,18 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the one that the next pass walks."""
         self._epoch = as_count("epoch", epoch, 0)
+
+    @property
+    def targets(self) -> NDArray[Any] | None:
+        """The targets of all rows."""
+        return self._y
+
+    def write_into(self, fixed: Batch | None) -> None:
+        """Put every full batch into the arrays of `fixed`, which is then yielded each time; None for fresh arrays.
+
+        Its arrays have the dtypes of the rows. Nothing that is yielded may then be kept beyond the next batch.
+        """
+        self._fixed = fixed
 
     def order(self, epoch: int) -> NDArray[np.intp]:
         """Row numbers (N,) in the order in which `epoch` visits them."""
@@ -118,6 +131,12 @@ class Batches:
     def _walk(self, order: NDArray[np.intp]) -> Iterator[Batch]:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             rows = order[start : start + self.batch_size]
+            if self._fixed is not None and len(rows) == len(self._fixed.x):
+                for source, out in zip((self._x, self._y, self._weight), self._fixed, strict=True):
+                    if source is not None and out is not None:
+                        _gather_into(source, rows, out)
+                yield self._fixed
+                continue
             yield Batch(
                 _gather(self._x, rows),
                 None if self._y is None else _gather(self._y, rows),
@@ -127,6 +146,13 @@ class Batches:
     def __repr__(self) -> str:
         order = f"shuffled with seed {self.seed}" if self.shuffle else "in order"
         return f"Batches({self.n} rows, {len(self)} batches of {self.batch_size}, {order}, next epoch {self.epoch})"
+
+
+def _gather_into(source: NDArray[Any], rows: NDArray[np.intp], out: NDArray[Any]) -> None:
+    if source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative:
+        source.take(rows, 0, out, "clip")  # the rows exist; without "clip" NumPy makes a buffer of its own first
+    else:
+        out[...] = source[rows]
 
 
 def _gather(source: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fcdense.data.batches import Batch
+from fcdense.data.batches import Batch, Batches
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError
 
@@ -104,6 +104,7 @@ class DataLoader:
 
     def _walk(self, iterator: Iterator[Any], epoch: int) -> Iterator[Batch]:
         done = 0
+        is_checked = isinstance(self.source, Batches)
         while self._given_steps is None or done < self._given_steps:
             try:
                 item = next(iterator)
@@ -112,7 +113,7 @@ class DataLoader:
             except Exception as error:
                 error.add_note(f"Raised by {self.name!r} while making batch {done} of epoch {epoch}.")
                 raise
-            yield _as_batch(item, f"batch {done} of {self.name!r}: ")
+            yield item if is_checked else _as_batch(item, f"batch {done} of {self.name!r}: ")
             done += 1
         if done < (self._given_steps or 1):
             wanted = "at least one" if self._given_steps is None else f"steps_per_epoch={self._given_steps}"

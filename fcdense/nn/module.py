@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from fcdense import backends as devices
+from fcdense import changes
 from fcdense.backends import Device, current_device
 from fcdense.conversion import float_dtype, host_array
 from fcdense.errors import ArgumentError, ShapeError
@@ -62,6 +63,8 @@ class Module:
         inputs = tuple([x if isinstance(x, Tensor) else as_input(x, self) for x in inputs])
         if _running.get() is not None:
             return self.forward(*inputs, **options)
+        if changes.witness is not None:
+            changes.witness.module(self)
         token = _running.set(self)
         try:
             return self.forward(*inputs, **options)
@@ -77,6 +80,12 @@ class Module:
     # what belongs to the module
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # often, and most often to what it is already
+            if value is not self.training:
+                changes.settings.bump()
+                object.__setattr__(self, name, value)
+            return
+        changes.settings.bump()
         if next(_members(value, name), None) is not None:
             self._require_init(name)
         if name in self._buffers and not (value is None or isinstance(value, Tensor)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Self, overload
 
+from fcdense import changes
 from fcdense.errors import ArgumentError
 from fcdense.nn import layer
 from fcdense.nn.layer import Layer
@@ -63,16 +64,19 @@ class Sequential(Layer):
     def append(self, module: Module) -> Self:
         """Add a layer at the end. Returns the model, as do `insert` and `extend`."""
         self.layers.append(_module(module))
+        changes.settings.bump()
         return self
 
     def insert(self, index: int, module: Module) -> Self:
         """Add a layer before position `index`."""
         self.layers.insert(index, _module(module))
+        changes.settings.bump()
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
         """Add several layers at the end."""
         self.layers.extend([_module(module) for module in modules])
+        changes.settings.bump()
         return self
 
     def __len__(self) -> int:
@@ -94,9 +98,11 @@ class Sequential(Layer):
 
     def __setitem__(self, index: int, module: Module) -> None:
         self.layers[index] = _module(module)
+        changes.settings.bump()
 
     def __delitem__(self, index: int | slice) -> None:
         del self.layers[index]
+        changes.settings.bump()
 
     def _lines(self) -> list[tuple[str, Module]]:
         return [(str(position), module) for position, module in enumerate(self.layers)]

@@ -51,11 +51,11 @@ def _outputs(model: Module, *inputs: Any) -> list[tuple[str, Any]]:
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
     state = random_state()
-    bits, counter = state.generator.bit_generator.state, state.counter
+    bits, words = state.generator.bit_generator.state, state.words.copy()
     try:
         yield
     finally:
-        state.generator.bit_generator.state, state.counter = bits, counter
+        state.generator.bit_generator.state, state.words[...] = bits, words
 
 
 def table(model: Module, input_shape: Any) -> str:

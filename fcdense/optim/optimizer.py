@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from fcdense.errors import ArgumentError, FcdenseError, FormatError
+from fcdense.backends import Backend
+from fcdense.errors import ArgumentError, CaptureError, FcdenseError, FormatError, ShapeError
 from fcdense.optim import schedules, state
 from fcdense.optim.ranges import FLAG, LIMIT, NOT_NEGATIVE, Range, checked
 from fcdense.optim.slots import Slots
+from fcdense.optim.update import Update
 from fcdense.parameter import Parameter
 from fcdense.program import Program, trace
+from fcdense.tensor import Tensor
+
+NEXT = trace(lambda number: number + 1.0, 1, name="next_update")
 
 Rate = float | Callable[[int], float]
 Exclude = str | Iterable[str] | Callable[[Parameter], bool] | None
@@ -87,6 +93,7 @@ class Optimizer(ABC):
         self.steps = self.skipped_steps = 0
         self.gradient_norm: float | None = None
         self._programs: dict[tuple[bool, bool], Program] = {}
+        self._recorder: weakref.ref[Backend] | None = None
         self._memory = Slots(self.slots)
         self.add_parameters(parameters)
 
@@ -145,55 +152,73 @@ class Optimizer(ABC):
         for parameter in self._memory.parameters:
             parameter.zero_grad()
 
-    def step(self, *, gradient_scale: float = 1.0, check_finite: bool = False) -> bool:
+    def step(self, *, gradient_scale: float | None = None, check_finite: bool | Tensor = False) -> bool:
         """Update every parameter that has a gradient and `requires_grad`; others stay as they are, decay included.
 
         Constraints of the updated parameters are applied afterwards.
 
+        Inside of a captured step the update is recorded, not made, and True is returned. Each replay then takes the
+        learning rate of its own step, advances `steps` or `skipped_steps`, and sets `gradient_norm`; `gradient_scale`
+        stays what it was. An optimizer steps once in a captured step.
+
         Parameters
         ----------
-        gradient_scale : float
+        gradient_scale : float, optional
             Multiplies the gradients: 1/n after n calls of `backward` takes their mean instead of their sum.
-        check_finite : bool
-            Look for NaN and infinities in the gradients, at the cost of a pass that reads them. Always done where
-            `clip_norm` is set; otherwise they reach the weights.
+        check_finite : bool or Tensor
+            Look for NaN and infinities in the gradients, at the cost of a pass that reads them. A tensor of one
+            element, such as the loss, has to be finite as well. Always done where `clip_norm` is set; otherwise they
+            reach the weights.
 
         Returns
         -------
         bool
-            False if a gradient was not finite: nothing was changed but `skipped_steps` and `gradient_norm`.
+            False if a gradient (or the loss given) was not finite: nothing was changed but `skipped_steps` and
+            `gradient_norm`.
 
         Raises
         ------
         GraphError
             No parameter has a gradient.
+        ShapeError
+            `check_finite` is a tensor of several elements.
         """
-        if not math.isfinite(gradient_scale):
+        if gradient_scale is not None and not math.isfinite(gradient_scale):
             raise ArgumentError(f"gradient_scale is {gradient_scale!r}, expected a finite number.")
-        rate, clip_norm = self.learning_rate, self._hyper["clip_norm"]
-        plan = self._memory.plan(self._decays)
-        self.gradient_norm = None
-        if check_finite or clip_norm is not None:
-            self.gradient_norm = abs(gradient_scale) * plan.gradient_norm()
-            if not math.isfinite(self.gradient_norm):
-                self.skipped_steps += 1
-                return False
-            if clip_norm is not None:
-                gradient_scale *= min(1.0, clip_norm / (self.gradient_norm + 1e-6))
-        own = [value for key, value in self._hyper.items() if self._is_scalar(key)]
+        loss = check_finite if isinstance(check_finite, Tensor) else None
+        if loss is not None and loss.size != 1:
+            raise ShapeError(f"check_finite is a tensor of shape {loss.shape}; expected one element, such as the loss.")
+        clips = self._hyper["clip_norm"] is not None
+        is_gated = clips or loss is not None or bool(check_finite)
+        plan = self._memory.plan(self._decays, self._own_scalars)
+        update = Update(self, plan, is_gated, 1.0 if gradient_scale is None else gradient_scale)
+        backend = plan.passes[0].on.backend
+        if backend.is_recording:
+            self._join(backend, update)
+        else:
+            update.prepare()
+        if is_gated:
+            plan.gate.decide(loss, clips)
+        is_scaled = clips or gradient_scale is not None
         for part in plan.passes:
-            program = self._program(gradient_scale != 1.0, part.decays)
-            scalars = (rate, gradient_scale, float(part.clock.count + 1), *own)
-            part.backend.map(program, part.arrays, scalars, out=part.outputs)
-        for arena in plan.arenas:
+            when = plan.gate.flag(part.on) if is_gated else None
+            program = self._program(is_scaled, part.decays)
+            part.on.backend.map(program, part.arrays, part.scalars, out=part.outputs, when=when)
+        for on, scalars in plan.scalars:
+            number = scalars[2:3]
+            on.backend.map(NEXT, (number,), out=(number,), when=plan.gate.flag(on) if is_gated else None)
+        return True if backend.is_recording else update.finish()
+
+    def _join(self, recorder: Backend, update: Update) -> None:
+        if self._recorder is not None and self._recorder() is recorder:
+            raise CaptureError(
+                f"{type(self).__name__}.step() is called twice in one captured step, where both would have the same "
+                "learning rate. Capture a step that calls it once."
+            )
+        self._recorder = weakref.ref(recorder)
+        for arena in update.plan.arenas:
             arena.version.bump()
-        for clock in plan.clocks:
-            clock.count += 1
-        self.steps += 1
-        for parameter in plan.parameters:
-            if parameter.constraint is not None:
-                parameter.assign(parameter.constraint(parameter.numpy()))
-        return True
+        recorder.join(update)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later run needs to go on with the same bits.
@@ -253,7 +278,7 @@ class Optimizer(ABC):
         self._memory.restore(*found["parameters"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_programs": {}}
+        return {**self.__dict__, "_programs": {}, "_recorder": None}
 
     def _decays(self, parameter: Parameter) -> bool:
         if not self._hyper["weight_decay"]:
@@ -264,6 +289,9 @@ class Optimizer(ABC):
             return not self._exclude(parameter)
         parts = (parameter.name, *parameter.name.split("."))
         return not any(fnmatchcase(part, pattern) for pattern in self._exclude for part in parts)
+
+    def _own_scalars(self) -> list[float]:
+        return [value for key, value in self._hyper.items() if self._is_scalar(key)]
 
     def _is_scalar(self, key: str) -> bool:
         return key != "clip_norm" and self.hyper.get(key) is not FLAG

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fcdense.arena import Arena, Array
-from fcdense.backends import Backend, Device
+from fcdense import changes
+from fcdense.arena import Allocator, Arena, Array
+from fcdense.backends import Device
 from fcdense.errors import GraphError
+from fcdense.optim.gate import Gate, words
 from fcdense.parameter import Parameter, pack
 
 HostArray = np.ndarray[Any, Any]
@@ -28,13 +31,13 @@ class Clock:
 class Pass(NamedTuple):
     """One call of the update: a span of an arena in which all parameters decay alike and are of one age.
 
-    `arrays` are the span's parts of the values, the gradients and each slot.
+    `arrays` are the span's parts of the values, the gradients and each slot; `scalars` lie on the device as well.
     """
 
-    backend: Backend
+    on: Device
     arrays: tuple[Array, ...]
     decays: bool
-    clock: Clock
+    scalars: Array
 
     @property
     def outputs(self) -> tuple[Array, ...]:
@@ -42,23 +45,26 @@ class Pass(NamedTuple):
         return (self.arrays[0], *self.arrays[2:])
 
 
-class Plan(NamedTuple):
-    """What a step does when a certain set of parameters has gradients."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a step does when a certain set of parameters has gradients.
+
+    `scalars` are those of the passes, each once: learning rate, scale of the gradients, number of the update (from 1
+    on), and the rule's own hyperparameters.
+    """
 
     passes: tuple[Pass, ...]
-    gradients: tuple[tuple[Backend, Array], ...]
+    gradients: tuple[tuple[Device, Array], ...]
+    scalars: tuple[tuple[Device, Array], ...]
+    allocators: Mapping[Device, Allocator]
     arenas: tuple[Arena, ...]
     clocks: tuple[Clock, ...]
     parameters: tuple[Parameter, ...]
 
-    def gradient_norm(self) -> float:
-        """The Euclidean norm over all gradients; not finite exactly when one of them is not."""
-        total = 0.0
-        for backend, gradients in self.gradients:
-            squares = backend.workspace.empty((), np.dtype(np.float64))
-            backend.norm2(gradients, out=squares)
-            total += float(backend.to_host(squares))
-        return math.sqrt(total)
+    @cached_property
+    def gate(self) -> Gate:
+        """For steps that look at the gradients first."""
+        return Gate(self.gradients, self.scalars, self.allocators)
 
 
 class Slots:
@@ -76,6 +82,7 @@ class Slots:
         self._places: list[tuple[Device, int]] = []
         self._buffers: dict[Arena, tuple[Array, ...]] = {}
         self._plans: dict[bytes, Plan] = {}
+        self._scalars: dict[tuple[Clock, Device], Array] = {}
 
     def add(self, parameters: Iterable[Parameter]) -> None:
         """Take more parameters; those that are known already are left as they are."""
@@ -86,7 +93,7 @@ class Slots:
         self.clocks += [clock] * len(new)
         self._arenas += [None] * len(new)
         self._places += [(p.device, 0) for p in new]
-        self._plans.clear()
+        self._forget_plans()
         if all(p.is_built for p in self.parameters):  # else those still to come would get an arena of their own
             self.settle()
 
@@ -106,7 +113,7 @@ class Slots:
             if arena is not None
         }
         self._arenas, self._places = arenas, [(p.device, p.index) for p in self.parameters]
-        self._plans.clear()
+        self._forget_plans()
         for i, arrays in zip(moved, values, strict=True):
             self.write(i, arrays)
 
@@ -124,8 +131,21 @@ class Slots:
         arena = self._arenas[i]
         return [] if arena is None else [arena.view(buffer, self._places[i][1]) for buffer in self._buffers[arena]]
 
-    def plan(self, decays: Callable[[Parameter], bool]) -> Plan:
+    def _forget_plans(self) -> None:
+        changes.settings.bump()
+        self._plans.clear()
+        self._scalars.clear()
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether `plan`, made earlier, still speaks of the parameters and slots as they are."""
+        self.settle()
+        return plan in self._plans.values() and all(p.requires_grad for p in plan.parameters)
+
+    def plan(self, decays: Callable[[Parameter], bool], own: Callable[[], Sequence[float]]) -> Plan:
         """What to pass over now: the spans of all parameters that are trained and have a gradient.
+
+        `decays` and `own` (the rule's hyperparameters) count when the plan is made: at the first step with these
+        gradients, and again when parameters were added, have moved, or were restored.
 
         Raises
         ------
@@ -135,9 +155,9 @@ class Slots:
         self.settle()
         pattern = bytes([p.has_grad and p.requires_grad for p in self.parameters])
         found = self._plans.get(pattern)
-        return self._planned(pattern, decays) if found is None else found
+        return self._planned(pattern, decays, own()) if found is None else found
 
-    def _planned(self, pattern: bytes, decays: Callable[[Parameter], bool]) -> Plan:
+    def _planned(self, pattern: bytes, decays: Callable[[Parameter], bool], own: Sequence[float]) -> Plan:
         chosen = [i for i, has_gradient in enumerate(pattern) if has_gradient]
         if not chosen:
             raise GraphError(
@@ -147,34 +167,46 @@ class Slots:
         self._split_clocks(chosen)
         groups: dict[tuple[Arena, bool, Clock], list[int]] = {}
         in_arena: dict[Arena, list[int]] = {}
-        backends: dict[Arena, Backend] = {}
+        devices: dict[Arena, Device] = {}
+        scalars: dict[tuple[Clock, Device], Array] = {}
         for i in chosen:
             arena, (on, index) = self._arenas[i], self._places[i]
             assert arena is not None  # whoever has a gradient is built, and `settle` packed it
             groups.setdefault((arena, decays(self.parameters[i]), self.clocks[i]), []).append(index)
             in_arena.setdefault(arena, []).append(index)
-            backends[arena] = on.backend
+            devices[arena] = on
+            scalars[self.clocks[i], on] = self._scalars_of(self.clocks[i], on, arena.allocator, own)
         plan = self._plans[pattern] = Plan(
             passes=tuple(
                 Pass(
-                    backends[arena],
+                    devices[arena],
                     tuple(arena.cut(b, span) for b in (arena.values, arena.gradients, *self._buffers[arena])),
                     decayed,
-                    clock,
+                    scalars[clock, devices[arena]],
                 )
                 for (arena, decayed, clock), indices in groups.items()
                 for span in arena.layout.spans(sorted(indices))
             ),
             gradients=tuple(
-                (backends[arena], arena.cut(arena.gradients, span))
+                (devices[arena], arena.cut(arena.gradients, span))
                 for arena, indices in in_arena.items()
                 for span in arena.layout.spans(sorted(indices))
             ),
+            scalars=tuple((on, vector) for (_, on), vector in scalars.items()),
+            allocators={on: arena.allocator for arena, on in devices.items()},
             arenas=tuple(in_arena),
             clocks=tuple(dict.fromkeys(self.clocks[i] for i in chosen)),
             parameters=tuple(self.parameters[i] for i in chosen),
         )
         return plan
+
+    def _scalars_of(self, clock: Clock, on: Device, allocator: Allocator, own: Sequence[float]) -> Array:
+        """Those of the clock's next update on a device: all plans share them, since a step advances the number."""
+        found = self._scalars.get((clock, on))
+        if found is None:
+            # The arena's allocator, and not the device's backend, which may be recording what a step makes anew.
+            found = self._scalars[clock, on] = words(allocator, [0.0, 1.0, clock.count + 1.0, *own])
+        return found
 
     def _split_clocks(self, chosen: Sequence[int]) -> None:
         """Give those of a group that are updated without the others a clock of their own, from now on."""
@@ -185,7 +217,7 @@ class Slots:
                 part = Clock(clock.count)
                 for i in members & inside:
                     self.clocks[i] = part
-                self._plans.clear()
+                self._forget_plans()
 
     def restore(self, counts: dict[int, int], slots: dict[int, list[HostArray]]) -> None:
         """Set updates and slots by position of the parameter; what has equal numbers of updates shares a clock."""
@@ -194,7 +226,7 @@ class Slots:
         for i, count in counts.items():
             self.clocks[i] = clocks[count]
             self.write(i, slots[i])
-        self._plans.clear()
+        self._forget_plans()
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

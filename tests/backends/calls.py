@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from fcdense.backends.base import Backend
 from fcdense.backends.checked import CheckedBackend
 from fcdense.backends.reference import ReferenceBackend
 from tests.backends import formulas
-from tests.backends.cases import Case, Floats, Index, Out
+from tests.backends.cases import Case, Floats, Index, Out, Words
 
 HostArray = np.ndarray[Any, Any]
 Values = dict[str, Any]
 """Arguments of a primitive with host arrays, outputs included: as they are before the call."""
 
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "numpy") if find_spec("numba") else ("cpu",)
 """Devices under test; every one of them runs the whole contract suite."""
 
 REFERENCE = ReferenceBackend()
@@ -35,8 +36,12 @@ def _draw(wanted: Any, dtype: np.dtype[Any], rng: np.random.Generator, whole: bo
         return tuple(_draw(w, dtype, rng, whole) for w in wanted)
     if isinstance(wanted, Index):
         return rng.integers(0, wanted.stop, wanted.shape)
+    if isinstance(wanted, Words):
+        return rng.integers(0, 60_000, wanted.shape, np.uint64)
     if isinstance(wanted, Out):
         found = np.dtype(wanted.dtype or dtype)
+        if found.kind == "u":
+            return rng.integers(0, 60_000, wanted.shape, found)
         if not wanted.added:
             return np.zeros(wanted.shape, found)
         return np.asarray(rng.integers(-3, 4, wanted.shape) if whole else rng.normal(size=wanted.shape)).astype(found)
@@ -149,7 +154,7 @@ def run(
     looks: list[Callable[[], None]] = []
 
     def place(wanted: Any, value: Any) -> Any:
-        if isinstance(wanted, Floats | Index):
+        if isinstance(wanted, Floats | Index | Words):
             return layout(value, backend)
         if not isinstance(wanted, Out):
             return value

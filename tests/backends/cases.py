@@ -33,6 +33,13 @@ class Index:
 
 
 @dataclass(frozen=True)
+class Words:
+    """An input: uint64."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
 class Out:
     """An output. It starts with numbers where it is added to; it may be the memory of the argument `may_be`."""
 
@@ -129,8 +136,12 @@ def map_(program: Any, shape: Shape, *inputs: Shape, may_be: tuple[str, ...] = (
 
 
 def dropout(shape: Shape, rate: float) -> Case:
-    given = {"x": Floats(shape), "rate": rate, "key": 2**63 + 5, "counter": 7, "out": Out(shape, may_be="x")}
+    given = {"x": Floats(shape), "rate": rate, "stream": Words((2,)), "out": Out(shape, may_be="x")}
     return Case("dropout", f"{shape}-{rate}", given, exact=1 / (1 - rate) == round(1 / (1 - rate)))
+
+
+def next_stream() -> Case:
+    return Case("next_stream", "", {"state": Out((2,), added=True, dtype="uint64"), "out": Out((2,), dtype="uint64")})
 
 
 def reduce(operation: str, shape: Shape, axes: Shape) -> Case:
@@ -221,6 +232,10 @@ def _dropout() -> Iterator[Case]:
     yield from (dropout(shape, rate) for shape in ((0,), (1,), (17, 3), (257, 129)) for rate in (0.0, 0.5, 0.9))
 
 
+def _next_stream() -> Iterator[Case]:
+    yield next_stream()
+
+
 def _reduce() -> Iterator[Case]:
     for operation in ("sum", "max", "min"):
         for shape, axes in (((5,), (0,)), ((17, 31), (0,)), ((17, 31), (1,)), ((17, 31), (0, 1)), ((3, 4), ())):
@@ -268,6 +283,7 @@ GENERATORS: dict[str, Callable[[], Iterator[Case]]] = {
     "softmax_xent": _softmax_xent,
     "elementwise_loss": _elementwise_loss,
     "map": _map,
+    "next_stream": _next_stream,
     "dropout": _dropout,
     "reduce": _reduce,
     "matmul": _matmul,
@@ -291,6 +307,7 @@ LARGE = (
     softmax_xent(20_000, 10, True),
     elementwise_loss((1_000_003,)),
     map_(formulas.axpy, (1009, 1013), (1009, 1013), (1013,)),
+    next_stream(),
     dropout((1009, 1013), 0.5),
     reduce("sum", (1009, 1013), (0,)),
     reduce("sum", (1009, 1013), (1,)),

@@ -159,8 +159,12 @@ def map(program: Program, inputs: Any, scalars: Any, out: Any) -> Results:
     return {"out": tuple(np.broadcast_to(value, o.shape) for value, o in zip(values, out, strict=True))}
 
 
-def dropout(x: Any, rate: float, key: int, counter: int, out: Any) -> Results:
-    words = np.random.Generator(np.random.Philox(key=np.array([key, counter], np.uint64)))
+def next_stream(state: Any, out: Any) -> Results:
+    return {"out": state, "state": np.array([state[0], state[1] + np.uint64(1)])}
+
+
+def dropout(x: Any, rate: float, stream: Any, out: Any) -> Results:
+    words = np.random.Generator(np.random.Philox(key=np.ascontiguousarray(stream)))
     kept = words.random(x.shape, dtype=np.float32) >= np.float32(rate)
     return {"out": np.where(kept, x / x.dtype.type(1 - rate) if x.dtype.kind == "f" else x * round(1 / (1 - rate)), 0)}
 

@@ -68,12 +68,12 @@ def test_nothing_is_covered_that_does_not_exist() -> None:
     assert set(GENERATORS) == set(SHAPES) == set(Backend.primitives())
 
 
-def test_there_are_sixteen_primitives() -> None:
-    assert len(Backend.primitives()) == 16
+def test_there_are_seventeen_primitives() -> None:
+    assert len(Backend.primitives()) == 17
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("name", [*Backend.primitives(), "empty", "from_host", "to_host"])
+@pytest.mark.parametrize("name", [*Backend.primitives(), "empty", "zeros", "from_host", "to_host"])
 def test_signatures_are_those_of_the_base(kind: type[Backend], name: str) -> None:
     assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(Backend, name))
 
@@ -152,6 +152,7 @@ TYPICAL = (
     cases.elementwise_loss((17, 13), (17, 1)),
     cases.map_(formulas.axpy, (17, 13), (17, 13), (13,)),
     cases.map_(formulas.momentum, (300, 127), *[(300, 127)] * 3, may_be=("inputs[0]", "inputs[1]")),
+    cases.next_stream(),
     cases.dropout((17, 13), 0.5),
     cases.reduce("sum", (17, 13), (0,)),
     cases.reduce("max", (17, 13), (1,)),

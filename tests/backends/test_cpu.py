@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,10 +40,33 @@ def test_empty(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
 
 
 @on_host
+@pytest.mark.parametrize("shape", [(), (0,), (7, 5), (SMALL // 4,), (100, 333)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int64", "bool"])
+def test_zeros(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    backend.empty(shape, np.dtype(dtype)).fill(1)  # what the next array of this size may find in its memory
+    array = backend.zeros(shape, np.dtype(dtype))
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert array.flags.c_contiguous
+    assert not array.any()
+    if array.nbytes >= SMALL:
+        assert array.ctypes.data % ALIGNMENT == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the pages in memory")
+def test_zeros_that_nobody_touches_take_no_memory() -> None:
+    pages = Path("/proc/self/statm")
+    before = int(pages.read_text().split()[1])
+    array = CpuBackend().zeros((1 << 28,), np.dtype(np.float32))
+    resident = (int(pages.read_text().split()[1]) - before) * os.sysconf("SC_PAGE_SIZE")
+    assert resident < array.nbytes / 100
+
+
+@on_host
 @pytest.mark.parametrize("count", [2**50, 2**61, 2**62, 2**80])
-def test_more_than_there_is(backend: Backend, count: int) -> None:
+@pytest.mark.parametrize("make", ["empty", "zeros"])
+def test_more_than_there_is(backend: Backend, make: str, count: int) -> None:
     with pytest.raises(OutOfMemory, match=rf"cannot hold an array of {4 * count:,} bytes") as error:
-        backend.empty((count,), np.dtype(np.float32))
+        getattr(backend, make)((count,), np.dtype(np.float32))
     assert isinstance(error.value, MemoryError)
     assert "smaller batch" in str(error.value)
 
@@ -55,7 +80,8 @@ def test_host_memory_is_the_devices(backend: Backend) -> None:
 
 def test_uniform_stream_is_philox_with_this_key() -> None:
     expected = np.random.Philox(key=np.array([12345, 67], np.uint64)).random_raw(4)
-    np.testing.assert_array_equal(uniform_stream(12345, 67).bit_generator.random_raw(4), expected)
+    stream = np.array([12345, 67], np.uint64)
+    np.testing.assert_array_equal(uniform_stream(stream).bit_generator.random_raw(4), expected)
 
 
 @on_host

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from fcdense import activations
 from tests.backends import cases
 from tests.backends.bounds import assert_within_bound
-from tests.backends.calls import DEVICES, LAYOUTS, backend_of, contiguous, draw, run
+from tests.backends.calls import DEVICES, LAYOUTS, backend_of, contiguous, draw, reference, run
 from tests.backends.cases import EXACT_ACTS, SMOOTH_ACTS, Case
 from tests.backends.formulas import axpy
 
@@ -158,6 +158,30 @@ def test_cross_entropy_of_masked_logits(on: str, rows: bool) -> None:
     np.testing.assert_allclose(backend.to_host(dz), [[0.5, 0.0, -0.5]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("number", [-1, 3, 4, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("row", [0, 1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_of_a_number_that_is_no_class(
+    on: str, number: int, row: int, weighted: bool, rng: np.random.Generator
+) -> None:
+    """The loss is NaN and so is the row of its gradient; the other rows are as ever."""
+    backend = backend_of(on)
+    case = cases.softmax_xent(4, 3, False, weighted)
+    values = draw(case, "float32", rng)
+    expected = run(backend, case, values)["dz"]
+    expected[row] = np.nan
+    values["target"][row] = number
+    for layout, in_place in ((contiguous, False), (contiguous, True), (LAYOUTS["strided"], False)):
+        got = run(backend, case, values, layout=layout, in_place=in_place)
+        assert np.isnan(got["loss"])
+        np.testing.assert_allclose(got["dz"], expected, rtol=1e-6)  # other layouts may be served by other code
+    got = reference(case, values)
+    assert np.isnan(got["loss"])
+    np.testing.assert_allclose(got["dz"], expected, rtol=1e-5)
+    without = cases.softmax_xent(4, 3, False, weighted, dz=False)
+    assert np.isnan(run(backend, without, values | {"dz": None})["loss"])
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_softmax_of_extreme_logits(on: str, log: bool) -> None:
     backend = backend_of(on)
@@ -197,17 +221,17 @@ def test_half_precision_sums_do_not_stall(on: str) -> None:
 def test_dropout_keeps_the_share_that_it_should(on: str, rate: float) -> None:
     backend, count = backend_of(on), 200_000
     x, out = backend.from_host(np.ones(count, np.float32)), backend.empty((count,), np.dtype(np.float32))
-    backend.dropout(x, rate, 1, 1, out=out)
+    backend.dropout(x, rate, backend.from_host(np.array([1, 1], np.uint64)), out=out)
     kept = np.count_nonzero(backend.to_host(out))
     assert abs(kept - (1 - rate) * count) < 5 * np.sqrt(count * rate * (1 - rate))
 
 
-def test_dropout_depends_on_key_and_counter(on: str) -> None:
+def test_dropout_depends_on_both_words(on: str) -> None:
     backend = backend_of(on)
     x = backend.from_host(np.ones(64, np.float32))
     seen = set()
-    for key, counter in ((1, 1), (1, 2), (2, 1), (2**64 - 1, 1), (1, 2**40)):
+    for words in ((1, 1), (1, 2), (2, 1), (2**64 - 1, 1), (1, 2**40)):
         out = backend.empty((64,), np.dtype(np.float32))
-        backend.dropout(x, 0.5, key, counter, out=out)
+        backend.dropout(x, 0.5, backend.from_host(np.array(words, np.uint64)), out=out)
         seen.add(backend.to_host(out).tobytes())
     assert len(seen) == 5

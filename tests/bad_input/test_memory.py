@@ -22,17 +22,21 @@ ROWS, FEATURES, HIDDEN, CLASSES = 301, 23, 211, 19
 @contextmanager
 def failing_at(call: int) -> Iterator[list[int]]:
     """The large array number `call` (from 0) that is asked for is not to be had; the list counts all of them."""
-    real, sizes = np.empty, []
+    sizes: list[int] = []
 
-    def empty(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> np.ndarray:
-        if dtype is np.uint8 and isinstance(shape, int):
-            sizes.append(shape)
-            if len(sizes) == call + 1:
-                raise MemoryError
-        return real(shape, dtype, *rest, **options)
+    def watched(real: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def allocate(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> np.ndarray:
+            if dtype is np.uint8 and isinstance(shape, int):
+                sizes.append(shape)
+                if len(sizes) == call + 1:
+                    raise MemoryError
+            return real(shape, dtype, *rest, **options)
+
+        return allocate
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "empty", empty)
+        patch.setattr(np, "empty", watched(np.empty))
+        patch.setattr(np, "zeros", watched(np.zeros))
         yield sizes
 
 

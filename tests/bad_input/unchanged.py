@@ -19,7 +19,7 @@ Thing = fc.nn.Module | fc.optim.Optimizer | fc.Trainer
 def facts(*things: Thing) -> list[Any]:
     """Everything that a failed call might have touched, by value."""
     state = random_state()
-    return [id(state), str(state.generator.bit_generator.state), state.key, state.counter, *state_of(*things)]
+    return [id(state), str(state.generator.bit_generator.state), *state.words.tolist(), *state_of(*things)]
 
 
 def state_of(*things: Thing) -> list[Any]:

@@ -208,3 +208,21 @@ def test_repr_tells_the_facts() -> None:
     assert repr(Batches(table(10), batch_size=4)) == (
         "Batches(10 rows, 3 batches of 4, shuffled with seed 0, next epoch 0)"
     )
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "strided", "no targets"])
+def test_batches_written_into_arrays_of_the_caller(kind):
+    generator = np.random.default_rng(5)
+    x, y = generator.normal(size=(11, 3)), generator.integers(0, 9, 11)
+    x = np.repeat(x, 2, axis=1)[:, ::2] if kind == "strided" else x
+    batches = Batches(x, None if kind == "no targets" else y, batch_size=4)
+    expected = list(batches)
+    fixed = Batch(np.empty((4, 3)), None if kind == "no targets" else np.empty(4, y.dtype))
+    batches.set_epoch(0)
+    batches.write_into(fixed)
+    for number, (batch, fresh) in enumerate(zip(batches, expected, strict=True)):
+        assert (batch is fixed) == (number < 2)
+        np.testing.assert_array_equal(batch.x, fresh.x)
+        assert (batch.y is None and fresh.y is None) or (batch.y == fresh.y).all()
+    batches.write_into(None)
+    assert next(iter(batches)) is not fixed

@@ -46,7 +46,7 @@ def train(
         rows = np.random.default_rng(step).permutation(16)[:10]
         for one in several:
             one.zero_grad()
-        fc.random.random_state().counter = step
+        fc.random.random_state().words[1] = step
         fc.losses.cross_entropy(model(X[rows]), LABELS[rows]).backward()
         for one in several:
             one.step()

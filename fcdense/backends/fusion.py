@@ -1,0 +1,174 @@
+"""Rewrites of recorded calls for replays, which need not keep every array that the eager step wrote.
+
+`consume_gradients`: a weight gradient whose only reader is the optimizer's pass over the arena never becomes a matrix;
+each block of it updates weights and slots while it is in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from fcdense.arena import Array
+from fcdense.backends.replay import Call
+from fcdense.program import Program
+
+
+class Update(NamedTuple):
+    """An optimizer's pass over one matrix: (gradient, *arrays; scalars) -> new arrays[i] for i in `outputs`."""
+
+    program: Program
+    arrays: tuple[Array, ...]
+    outputs: tuple[int, ...]
+    scalars: Any
+
+
+def consume_gradients(calls: Sequence[Call], kept: Sequence[Array] = ()) -> tuple[list[Call], list[Array]]:
+    """The calls with weight gradients and their updates joined, and the gradients that are no longer written.
+
+    `kept` are gradients that somebody reads after the calls.
+    """
+    result = list(calls)
+    consumed: list[Array] = []
+    for update in [call for call in calls if call.primitive == "map"]:
+        gradient = _gradient_operand(update, calls)
+        if gradient is None:
+            continue
+        result = _with_scalars_first(result, update)
+        joined = [
+            call
+            for call in result
+            if call.primitive == "dense_grad_weight"
+            and _joins(call, update, gradient, result)
+            and not any(_overlap(call.arguments["out"], array) for array in kept)
+        ]
+        if joined:
+            result = _rewritten(result, update, gradient, joined)
+            consumed += [call.arguments["out"] for call in joined]
+    return result, consumed
+
+
+def _gradient_operand(update: Call, calls: Sequence[Call]) -> int | None:
+    """Which input of a pass over flat arrays holds weight gradients; None if it is another kind of pass."""
+    arguments = update.arguments
+    inputs, outs = arguments["inputs"], arguments["out"]
+    flat = all(a.ndim == 1 and a.flags.c_contiguous and a.shape == outs[0].shape for a in (*inputs, *outs))
+    if not flat or arguments["when"] is not None:
+        return None
+    gradients = [call.arguments["out"] for call in calls if call.primitive == "dense_grad_weight"]
+    for i, array in enumerate(inputs):
+        if any(_inside(g, array) for g in gradients) and not any(_overlap(array, out) for out in outs):
+            return i
+    return None
+
+
+def _joins(gradient_call: Call, update: Call, gradient: int, calls: Sequence[Call]) -> bool:
+    """Whether nobody but the update sees the gradient, and nobody in between sees what the update changes."""
+    out = gradient_call.arguments["out"]
+    if gradient_call.arguments["mode"] != "overwrite" or not _inside(out, update.arguments["inputs"][gradient]):
+        return False
+    if update not in calls or calls.index(gradient_call) > calls.index(update):
+        return False
+    changed = [_part(array, update, gradient, out) for array in update.arguments["out"]]
+    touches = [a for call in calls if call not in (gradient_call, update) for a in (*call.reads, *call.writes)]
+    start, stop = calls.index(gradient_call), calls.index(update)
+    between = [a for call in calls[start:stop] for a in (*call.reads, *call.writes)]
+    scalars = update.arguments["scalars"]
+    late = hasattr(scalars, "strides") and any(_overlap(scalars, a) for call in calls[start:stop] for a in call.writes)
+    return (
+        not late
+        and not any(_overlap(out, a) for a in touches)
+        and not any(_overlap(c, a) for c in changed for a in between)
+    )
+
+
+def _rewritten(calls: Sequence[Call], update: Call, gradient: int, joined: Sequence[Call]) -> list[Call]:
+    arguments = update.arguments
+    inputs, outs, scalars = arguments["inputs"], arguments["out"], arguments["scalars"]
+    result = list(calls)
+    rest = [i for i in range(len(inputs)) if i != gradient]
+    program = arguments["program"].reordered([gradient, *rest])
+    for call in joined:
+        x_bi, dz_bo, out = (call.arguments[name] for name in ("x_bi", "dz_bo", "out"))
+        parts = tuple(_part(inputs[i], update, gradient, out) for i in rest)
+        places = tuple(next(k for k, i in enumerate(rest) if _same(inputs[i], o)) for o in outs)
+        given = {"x_bi": x_bi, "dz_bo": dz_bo, "update": Update(program, parts, places, scalars)}
+        reads = (x_bi, dz_bo, *parts, *([scalars] if hasattr(scalars, "strides") else []))
+        result[result.index(call)] = Call("updated_weight", given, reads, tuple(parts[k] for k in places))
+    place = result.index(update)
+    result[place : place + 1] = [_over(update, part) for part in _left_over(update, gradient, joined)]
+    return result
+
+
+def _with_scalars_first(calls: Sequence[Call], update: Call) -> list[Call]:
+    """The calls that write the update's scalars as early as they can be made: before the weight gradients."""
+    scalars = update.arguments["scalars"]
+    result = list(calls)
+    if not hasattr(scalars, "strides"):
+        return result
+    for i, call in enumerate(calls[: calls.index(update)]):
+        if any(_overlap(a, scalars) for a in call.writes):
+            place = i
+            while place and _commute(result[place - 1], call):
+                place -= 1
+            result.insert(place, result.pop(i))
+    return result
+
+
+def _commute(a: Call, b: Call) -> bool:
+    """Whether two calls may change places."""
+    pairs = [(x, y) for x in a.writes for y in (*b.reads, *b.writes)] + [(x, y) for x in a.reads for y in b.writes]
+    return not any(_overlap(x, y) for x, y in pairs)
+
+
+def _left_over(update: Call, gradient: int, joined: Sequence[Call]) -> Iterator[slice]:
+    """What remains of the flat pass."""
+    flat = update.arguments["inputs"][gradient]
+    taken = sorted(_slice(call.arguments["out"], flat) for call in joined)
+    start = 0
+    for first, stop in [*taken, (flat.size, flat.size)]:
+        if first > start:
+            yield slice(start, first)
+        start = stop
+
+
+def _over(update: Call, part: slice) -> Call:
+    arguments = update.arguments
+    inputs, outs = ([a[part] for a in arguments[name]] for name in ("inputs", "out"))
+    scalars = [arguments["scalars"]] if hasattr(arguments["scalars"], "strides") else []
+    return Call(update.primitive, {**arguments, "inputs": inputs, "out": outs}, (*inputs, *scalars), tuple(outs))
+
+
+def _part(array: Array, update: Call, gradient: int, out: Array) -> Array:
+    """The part of a flat operand of the update that belongs to the gradient `out`, in its shape."""
+    start, stop = _slice(out, update.arguments["inputs"][gradient])
+    part: Array = array[start:stop].reshape(out.shape)
+    return part
+
+
+def _slice(part: Array, flat: Array) -> tuple[int, int]:
+    start = (_span(part)[0] - _span(flat)[0]) // flat.itemsize
+    return start, start + part.size
+
+
+def _span(array: Array) -> tuple[int, int]:
+    """First byte, and the byte after the last one, of an array without negative strides."""
+    start = int(array.__array_interface__["data"][0])
+    if not array.size:
+        return start, start
+    last = sum((n - 1) * abs(step) for n, step in zip(array.shape, array.strides, strict=True))
+    return start, start + last + array.itemsize
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    (a0, a1), (b0, b1) = _span(a), _span(b)
+    return a0 < b1 and b0 < a1
+
+
+def _inside(part: Array, whole: Array) -> bool:
+    (p0, p1), (w0, w1) = _span(part), _span(whole)
+    return part.flags.c_contiguous and w0 <= p0 and p1 <= w1 and part.dtype == whole.dtype
+
+
+def _same(a: Array, b: Array) -> bool:
+    return _span(a) == _span(b)

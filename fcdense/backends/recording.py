@@ -1,0 +1,372 @@
+"""Recording a step without running it: the primitives are noted, and the arrays that they would fill stay untouched.
+
+Nothing that the step does can depend on values, because there are none: what reads them on the host is refused. Two
+recordings of one step are equal unless Python handed it something new, which a replay would not know.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import inspect
+import threading
+import weakref
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcdense.arena import Array, Workspace
+from fcdense.backends import known_devices
+from fcdense.backends.base import ADDED_TO, Backend, Replayed
+from fcdense.backends.liveness import Span, place
+from fcdense.backends.replay import Call
+from fcdense.errors import CaptureError
+
+
+class Signature(NamedTuple):
+    """The arguments of a primitive: all of them, and the names of those that may be arrays to read and to write."""
+
+    whole: inspect.Signature
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, primitive: str) -> Signature:
+        """That of a primitive, read off its declaration."""
+        whole = inspect.signature(getattr(Backend, primitive))
+        arrays = {name: p.kind for name, p in whole.parameters.items() if "Array" in str(p.annotation)}
+        written = {name for name, kind in arrays.items() if kind is inspect.Parameter.KEYWORD_ONLY and name != "when"}
+        written |= {name for of, name in ADDED_TO if of == primitive}
+        inputs = tuple(name for name in arrays if name not in written)
+        return cls(whole, inputs, tuple(name for name in arrays if name in written))
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Every argument by name, defaults included, without `self`."""
+        bound = self.whole.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        return dict(list(bound.arguments.items())[1:])
+
+
+SIGNATURES = {name: Signature.of(name) for name in Backend.primitives()}
+
+_busy = threading.Lock()
+_current: Recording | None = None
+
+
+class Operand(NamedTuple):
+    """Where an array of a call lies, and in which form.
+
+    `place` is (number, bytes from its start) for an array that the step makes, and otherwise the address. Arrays that
+    were there before are kept in `array`, as are single numbers from the host, which `constant` holds as bytes.
+    """
+
+    place: tuple[int, int] | int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    constant: bytes | None
+    array: Array | None
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What two recordings of one step have in common."""
+        return (0 if self.constant is not None else self.place, *self[1:5])
+
+    def __str__(self) -> str:
+        if self.constant is not None:
+            return f"the number {np.frombuffer(self.constant, self.dtype)[0]}"
+        made = f"temporary array {self.place[0]}" if isinstance(self.place, tuple) else f"an array at {self.place:#x}"
+        return f"{made} of shape {self.shape}, {self.dtype}"
+
+
+class Temporary:
+    """An array that the step makes. It is needed for longer than the step if `owner` still lives at the end."""
+
+    def __init__(self, number: int, array: Array, gone: Callable[[Any], None]) -> None:
+        self.number = number
+        self.nbytes: int = array.nbytes
+        self.start: int = address(array)
+        self.owner = weakref.ref(array if array.base is None else array.base, gone)
+
+
+class Noted(NamedTuple):
+    """A call whose arrays are operands."""
+
+    primitive: str
+    arguments: dict[str, Any]
+
+
+class Recording:
+    """The calls of one step, in order."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.is_open = True
+        self.backend: Backend | None = None
+        self.calls: list[Noted] = []
+        self.participants: dict[Replayed, None] = {}
+        self._temporaries: list[Temporary] = []
+        self._alive: dict[int, Temporary] = {}
+        self._starts: list[int] = []
+        self._constants: dict[int, Array] = {}
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread is recording now; others compute as ever."""
+        return self.is_open and threading.get_ident() == self.thread
+
+    def lend(self, array: Array) -> Array:
+        """Note that the step makes `array`."""
+        if array.nbytes:
+            start = address(array)
+
+            def gone(_: Any) -> None:
+                if self._alive.pop(start, None) is not None:
+                    del self._starts[bisect_right(self._starts, start) - 1]
+
+            temporary = Temporary(len(self._temporaries), array, gone)
+            self._temporaries.append(temporary)
+            self._alive[start] = temporary
+            insort(self._starts, start)
+        return array
+
+    def constant(self, array: Array) -> Array:
+        """Note that `array`, a single number, comes from the host."""
+        self._constants[address(array)] = array
+        return array
+
+    def note(self, backend: Backend, primitive: str, arguments: Mapping[str, Any]) -> None:
+        """One more call, on `backend`.
+
+        Raises
+        ------
+        CaptureError
+            The calls before were on another one.
+        """
+        self.backend = self.backend or backend
+        if self.backend is not backend:
+            raise CaptureError(
+                f"The step computes on {self.backend.name} and on {backend.name}. Capture one step for each device."
+            )
+        self.calls.append(Noted(primitive, {name: self._noted(value) for name, value in arguments.items()}))
+
+    def _noted(self, value: Any) -> Any:
+        if hasattr(value, "strides"):
+            return self.operand(value)
+        if isinstance(value, (list, tuple)):
+            return tuple([self._noted(item) for item in value])
+        return value
+
+    def operand(self, array: Array) -> Operand:
+        """Where `array` lies."""
+        start, form = address(array), (array.shape, array.strides, array.dtype)
+        if not array.nbytes:
+            return Operand(0, *form, None, array)
+        if start in self._constants:
+            return Operand(start, *form, array.tobytes(), array)
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0:
+            temporary = self._alive[self._starts[index]]
+            if start < temporary.start + temporary.nbytes:
+                return Operand((temporary.number, start - temporary.start), *form, None, None)
+        return Operand(start, *form, None, array)
+
+    def difference(self, other: Recording) -> str:
+        """What `other`, a later recording of the same step, has otherwise; "" where nothing is."""
+        for number, (ours, theirs) in enumerate(zip(self.calls, other.calls, strict=False)):
+            if ours.primitive != theirs.primitive:
+                return f"call {number} is `{ours.primitive}`, then `{theirs.primitive}`"
+            for name, value in ours.arguments.items():
+                if not alike(value, theirs.arguments[name]):
+                    before, after = first_difference(value, theirs.arguments[name])
+                    return f"`{ours.primitive}` (call {number}) got {name} {before}, then {after}"
+        if len(self.calls) != len(other.calls):
+            return f"the step made {len(self.calls)} calls, then {len(other.calls)}"
+        return ""
+
+    def finished(self) -> list[Call]:
+        """The calls over memory of their own; arrays of the step that live on outside of it stay where they are."""
+        spans: dict[int, Span] = {}
+        for number, call in enumerate(self.calls):
+            for operand in _operands(call.arguments.values()):
+                if isinstance(operand.place, tuple):
+                    which = operand.place[0]
+                    first = spans[which].first if which in spans else number
+                    spans[which] = Span(self._temporaries[which].nbytes, first, number)
+        owners = {which: self._temporaries[which].owner() for which in spans}
+        passing = [which for which in spans if owners[which] is None]
+        offsets, total = place([spans[which] for which in passing])
+        pool = self.backend.empty((total,), np.dtype(np.uint8)) if self.backend and total else None
+        memory = {which: (pool, offset) for which, offset in zip(passing, offsets, strict=True)}
+        for which, owner in owners.items():
+            if owner is not None:
+                memory[which] = owner, self._temporaries[which].start - address(owner)
+        return [
+            _call(primitive, {name: _located(value, memory) for name, value in arguments.items()})
+            for primitive, arguments in self.calls
+        ]
+
+
+def address(array: Array) -> int:
+    """Where the first element lies."""
+    where: int = array.__array_interface__["data"][0]
+    return where
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether two noted arguments are the same; NaN is NaN."""
+    if isinstance(ours, Operand) and isinstance(theirs, Operand):
+        return ours.form == theirs.form
+    if isinstance(ours, tuple) and isinstance(theirs, tuple):
+        return len(ours) == len(theirs) and all(alike(a, b) for a, b in zip(ours, theirs, strict=True))
+    if type(ours) is not type(theirs):
+        return False
+    return bool(ours is theirs or ours == theirs or (isinstance(ours, float) and ours != ours and theirs != theirs))
+
+
+def first_difference(ours: Any, theirs: Any) -> tuple[str, str]:
+    """The first parts of two arguments that are not alike, in words."""
+    if type(ours) is tuple and type(theirs) is tuple and len(ours) == len(theirs):
+        return next(first_difference(a, b) for a, b in zip(ours, theirs, strict=True) if not alike(a, b))
+    return _words(ours), _words(theirs)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Operand):
+        return str(value)
+    return getattr(value, "name", None) or repr(value)
+
+
+def _operands(values: Any) -> Iterator[Operand]:
+    for value in values:
+        if isinstance(value, Operand):
+            yield value
+        elif type(value) is tuple:
+            yield from _operands(value)
+
+
+def _call(primitive: str, arguments: Mapping[str, Any]) -> Call:
+    _, inputs, outputs = SIGNATURES[primitive]
+    adds = arguments.get("mode", "accumulate") == "accumulate"
+    kept = [name for name in outputs if ((primitive, name) in ADDED_TO and adds) or arguments.get("when") is not None]
+    reads, writes = (tuple(_arrays(arguments[name] for name in names)) for names in ((*inputs, *kept), outputs))
+    return Call(primitive, arguments, reads, writes)
+
+
+def _arrays(values: Any) -> Iterator[Array]:
+    for value in values:
+        if hasattr(value, "strides"):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _arrays(value)
+
+
+def _located(value: Any, memory: Mapping[int, tuple[Array, int]]) -> Any:
+    """A noted argument with arrays in the place of operands."""
+    if isinstance(value, Operand):
+        if not isinstance(value.place, tuple):
+            return value.array
+        base, offset = memory[value.place[0]]
+        return np.ndarray(value.shape, value.dtype, base, offset + value.place[1], value.strides)
+    if type(value) is tuple:
+        return tuple([_located(item, memory) for item in value])
+    return value
+
+
+class RecordingBackend(Backend):
+    """Stands in for `inner` while a step is recorded by this thread."""
+
+    is_recording = True
+
+    def __init__(self, inner: Backend, recording: Recording) -> None:
+        super().__init__()
+        self.inner = inner
+        self.name = inner.name
+        self._recording = recording
+
+    def join(self, participant: Replayed) -> None:
+        if self._recording.is_here:
+            self._recording.participants[participant] = None
+
+    @property
+    def workspace(self) -> Workspace:
+        """No pool: every array is new, and `Recording.finished` finds places for them."""
+        return self if self._recording.is_here else self.inner.workspace  # type: ignore[return-value]
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        array = self.inner.empty(shape, dtype)
+        return self._recording.lend(array) if self._recording.is_here else array
+
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array:
+        if not self._recording.is_here:
+            return self.inner.from_host(array)
+        if array.ndim:
+            raise CaptureError(
+                f"A tensor of shape {array.shape} was made from an array of the host while a step was recorded; every "
+                "replay would see the values of this moment. Make it a tensor outside of the step, or an argument."
+            )
+        return self._recording.constant(self.inner.from_host(array.copy()))
+
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        if not self._recording.is_here:
+            return self.inner.to_host(array)
+        raise CaptureError(
+            f"Values (shape {array.shape}) were read on the host while a step was recorded; nothing has been computed "
+            "yet, and a replay does not run Python. Read results after the step: return them. For a choice by value "
+            "use np.where."
+        )
+
+
+def _recorded(primitive: str) -> Callable[..., None]:
+    signature = SIGNATURES[primitive]
+
+    @functools.wraps(getattr(Backend, primitive))
+    def method(self: RecordingBackend, *args: Any, **kwargs: Any) -> None:
+        if self._recording.is_here:
+            self._recording.note(self.inner, primitive, signature.bind(args, kwargs))
+        else:
+            getattr(self.inner, primitive)(*args, **kwargs)
+
+    method.__isabstractmethod__ = False  # type: ignore[attr-defined]
+    return method
+
+
+for _primitive in Backend.primitives():
+    setattr(RecordingBackend, _primitive, _recorded(_primitive))
+_concrete: Any = RecordingBackend
+abc.update_abstractmethods(_concrete)
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Record what this thread computes inside the `with` block, on every device; nothing is run.
+
+    Raises
+    ------
+    CaptureError
+        A recording is under way in this thread already.
+    """
+    global _current
+    if is_recording():
+        raise CaptureError("A captured step was called inside of a step that is being captured. Capture only one.")
+    with _busy:
+        made = _current = Recording()
+        devices = known_devices()
+        inner = [device.backend for device in devices]
+        try:
+            for device, backend in zip(devices, inner, strict=True):
+                device.put(_concrete(backend, made))
+            yield made
+        finally:
+            made.is_open = False
+            _current = None
+            for device, backend in zip(devices, inner, strict=True):
+                device.put(backend)
+
+
+def is_recording() -> bool:
+    """Whether this thread is recording a step."""
+    return _current is not None and _current.is_here

@@ -1,0 +1,343 @@
+"""`capture`: record the primitive calls of a step once, and run them again without Python in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import update_wrapper
+from typing import Any
+
+import numpy as np
+
+from fcdense import changes
+from fcdense.arena import Array
+from fcdense.backends import recording
+from fcdense.backends.base import Replayed
+from fcdense.backends.replay import Call, Replay
+from fcdense.errors import ArgumentError, CaptureError
+from fcdense.fixed_inputs import FixedInputs
+from fcdense.nn.snapshot import Snapshot
+from fcdense.parameter import Parameter
+from fcdense.random import random_state
+from fcdense.tensor import Tensor
+
+MAX_VARIANTS = 8
+"""Recordings that one captured step keeps: a training and an evaluation mode, a first and a further gradient, ..."""
+
+
+def capture(step: Callable[..., Any]) -> Captured:
+    """Record one step of training or inference, and replay it: the same bits, without Python between the primitives.
+
+    Also a decorator. The first call runs the step as ever. The second one records it, twice and without computing
+    anything: the recordings have to be alike, else something of the step comes from Python and changes. From then on
+    every call copies its arguments into fixed buffers and runs the recorded primitives.
+
+    Parameters
+    ----------
+    step : callable
+        Takes arrays, tensors, numbers, texts and None; returns a tensor, None, or tuples, lists and dicts of them. It
+        is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64).
+
+    Returns
+    -------
+    Captured
+
+    Raises
+    ------
+    CaptureError
+        From the second call on: values are read on the host (``.item()``, ``if loss < 1:``), a tensor is made from an
+        array of the host, a number differs between the recordings, arguments have other shapes than those before, or
+        parameters have moved. A call that raises has changed nothing.
+
+    Notes
+    -----
+    What changes from call to call has to be in an argument, a parameter or a buffer. Optimizers bring along their
+    learning rate and counts, dropout its random numbers. Python's own doings (a counter, a print, a list that grows)
+    take place when the step is recorded, not when it is replayed. Attributes of layers, the modes of training and
+    evaluation, `requires_grad`, the parameters of optimizers and whether parameters have gradients are looked at: the
+    step is recorded again for what is new. A gradient that the optimizer takes up as it comes into being may never be
+    written: `grad` of such a parameter is None after a replay, unless the step itself takes it in hand. Results lie in
+    fixed buffers as well: the next call overwrites them. A captured step belongs to one thread.
+
+    The two recordings are compared instead of the numbers of a replay and an eager step: that needs no copy of the
+    state, and it tells what differs. The values of targets are
+    looked at in the first call only; later, class numbers out of range make the loss NaN.
+
+    Examples
+    --------
+    >>> @fc.capture
+    ... def step(x, y):
+    ...     optimizer.zero_grad()
+    ...     loss = fc.losses.cross_entropy(model(x), y)
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     return loss
+    >>> for x, y in batches:
+    ...     print(step(x, y).item())
+    """
+    if not callable(step):
+        raise ArgumentError(f"capture needs a function, given {step!r}.")
+    return Captured(step)
+
+
+class Captured:
+    """A step that is recorded at its second call; `fcdense.capture` makes it.
+
+    Attributes
+    ----------
+    inputs : tuple of Tensor
+        The buffers of the array arguments, from the first call on. Whoever writes into them (``inputs[0][:] = x``) and
+        calls `replay`, or passes them as arguments, saves the copy.
+    """
+
+    __name__: str
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        update_wrapper(self, step, updated=())
+        self._step = step
+        self._inputs: FixedInputs | None = None
+        self._variants: list[Variant] = []
+        self._variant: Variant | None = None
+
+    def __repr__(self) -> str:
+        calls = "not recorded yet" if self._variant is None else f"{len(self._variant.calls)} calls"
+        return f"<captured {getattr(self, '__name__', self._step)!s}: {calls}>"
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(port.tensor for port in self._known_inputs().ports)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is a recording."""
+        return self._variant is not None
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether the recording has a loss that could not look at the values of its target."""
+        return self._variant is not None and self._variant.unchecked
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The step, with new values of its arguments."""
+        if self._inputs is None:
+            if recording.is_recording():
+                raise CaptureError("A captured step was called inside of a step that is being captured.")
+            inputs = FixedInputs(args, kwargs)
+            values, named = inputs.arguments
+            result = self._step(*values, **named)
+            self._inputs = inputs
+            return result
+        self._inputs.load(args, kwargs)
+        return self.replay()
+
+    def replay(self) -> Any:
+        """The step with what lies in its buffers."""
+        variant = self._variant
+        is_settled = (
+            variant is not None
+            and variant.settings == changes.settings.number
+            and variant.gradients == changes.gradients.number
+        )
+        if variant is None or not is_settled:
+            variant = self._fitting()
+        try:
+            for participant in variant.participants:
+                participant.before_replay()
+        except CaptureError:  # an optimizer that was given other parameters, say
+            is_settled = False
+            variant = self._renewed(variant)
+        variant.replay.run()
+        for version, count in variant.versions:
+            version.number += count
+        if not is_settled:
+            variant.leave()
+        for participant in variant.participants:
+            participant.after_replay()
+        return variant.result
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        """Record the step for such arguments without a call of it, where models and optimizers are built already."""
+        if self._inputs is None:
+            self._inputs = FixedInputs(args, kwargs)
+        self._fitting()
+
+    def look_again(self) -> None:
+        """Compare all settings at the next replay, also where none is known to have been changed."""
+        for variant in self._variants:
+            variant.settings = -1
+
+    def calls(self) -> list[tuple[Call, str]]:
+        """Each recorded call, and the implementation that serves it with the reason."""
+        variant = self._fitting()
+        return list(zip(variant.calls, variant.replay.describe(), strict=True))
+
+    def _known_inputs(self) -> FixedInputs:
+        if self._inputs is None:
+            raise CaptureError("Call the captured step once with its arguments; that tells it their shapes.")
+        return self._inputs
+
+    def _renewed(self, variant: Variant) -> Variant:
+        """A new recording in the place of one that no longer fits; its participants are ready."""
+        self._variants.remove(variant)
+        variant = self._fitting()
+        for participant in variant.participants:
+            participant.before_replay()
+        return variant
+
+    def _fitting(self) -> Variant:
+        """The recording for the settings and gradients of this moment, ready to run."""
+        if recording.is_recording():
+            raise CaptureError("A captured step was replayed inside of a step that is being captured.")
+        for variant in self._variants:
+            variant.check_places()
+        found = next((variant for variant in self._variants if variant.fits()), None)
+        if found is None:
+            found = Variant(self._step, self._known_inputs())
+            self._variants = [found, *self._variants[: MAX_VARIANTS - 1]]
+        self._variant = found
+        return found
+
+
+class Attempt:
+    """A step recorded once: nothing was computed, and leaves, versions and random numbers are as before.
+
+    Attributes of modules are as the step left them; `restore` puts them back.
+    """
+
+    def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
+        self.witness = changes.Witness(Snapshot)
+        args, kwargs = inputs.arguments
+        generator = random_state().generator.bit_generator
+        drawn = generator.state
+        with recording.recording() as self.recording:
+            changes.observe(self.witness)
+            try:
+                self.result = _fixed(step(*args, **kwargs))
+                self.located = [self.recording.operand(tensor.array) for tensor in _tensors(self.result)]
+            except BaseException:
+                self.restore()
+                raise
+            finally:
+                changes.observe(None)
+                generator.state = drawn
+                self.gradients = {leaf: leaf.gradient_state for leaf in self.witness.leaves}
+                self.witness.undo()
+        self.after = [snapshot.again() for snapshot in self.witness.modules.values()]
+
+    def restore(self) -> None:
+        """Put the attributes of modules back."""
+        for snapshot in self.witness.modules.values():
+            snapshot.restore()
+
+    def check_repeated(self, later: Attempt) -> None:
+        """Raise `CaptureError` unless `later` recorded the same."""
+        difference = self.recording.difference(later.recording)
+        if not difference and [one.form for one in self.located] != [one.form for one in later.located]:
+            difference = "the result is another tensor each time"
+        if difference:
+            raise CaptureError(
+                f"Two recordings of the step differ: {difference}. A replay would not know: put what changes into a "
+                "tensor that is an argument, a parameter or a buffer."
+            )
+        for before, after in zip(self.after, later.after, strict=False):
+            if changed := before.difference(after, plain=True):
+                raise CaptureError(
+                    f"The step changes {changed} each time; a replay, which runs no Python, would not. Keep what "
+                    "changes in a buffer (register_buffer), or do not capture this step."
+                )
+
+
+class Variant:
+    """One recording of a step: its calls, and for which state of models and gradients they are right."""
+
+    def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
+        first = Attempt(step, inputs)
+        try:
+            second = Attempt(step, inputs)
+            first.check_repeated(second)
+            made, witness = second.recording, second.witness
+            if made.backend is None:
+                raise CaptureError("The step computes nothing with tensors, so there is nothing to replay.")
+        except BaseException:
+            first.restore()
+            raise
+        self.calls: list[Call] = made.finished()
+        self.result = second.result
+        self.participants: Sequence[Replayed] = tuple(made.participants)
+        self.versions = tuple(witness.versions.items())
+        self.unchecked = witness.unchecked
+        self.settings = self.gradients = -1
+        # What the first recording changed of the modules is how the second one found them: both gave these calls.
+        self._models = [list(attempt.witness.modules.values()) for attempt in (first, second)]
+        parameters = [p for snapshot in self._models[0] for p in snapshot.root.parameters()]
+        self._places = [(tensor, tensor.array) for tensor in dict.fromkeys([*witness.leaves, *parameters])]
+        self._found = [(leaf, witness.leaves[leaf]) for leaf in witness.depends]
+        # Who adds to a gradient at the next call, or has it in hand, reads it; else the update may be its last use.
+        readers = {leaf for leaf in witness.depends if second.gradients[leaf] is True} | witness.reads
+        kept = [leaf.gradient_array for leaf in readers if isinstance(leaf, Parameter)]
+        kept += [tensor.array for tensor in _tensors(self.result)]
+        self.replay: Replay = made.backend.replay(self.calls, [array for array in kept if array is not None])
+        self._left = [
+            (leaf, False if state is True and self._consumes(leaf.gradient_array) else state)
+            for leaf, state in second.gradients.items()
+        ]
+        self._repeats = all(second.gradients[leaf] is state for leaf, state in self._found)
+
+    def _consumes(self, gradient: Array) -> bool:
+        return any(np.shares_memory(gradient, array) for array in self.replay.consumed)
+
+    def check_places(self) -> None:
+        """Raise `CaptureError` where a parameter is not where it was."""
+        if self.settings == changes.settings.number:
+            return
+        for tensor, array in self._places:
+            if tensor.array is not array:
+                name = f"Parameter '{tensor.name}'" if isinstance(tensor, Parameter) else f"A tensor {tensor.shape}"
+                raise CaptureError(
+                    f"{name} has moved since the step was recorded: into the arena of an optimizer that was made "
+                    "later, or to another device. Capture the step anew: fc.capture(step)."
+                )
+
+    def fits(self) -> bool:
+        """Whether models and gradients are as they were found when this was recorded."""
+        if self.settings != changes.settings.number:
+            now = [snapshot.again() for snapshot in self._models[0]]
+            if all(
+                any(before.difference(after) for before, after in zip(model, now, strict=True))
+                for model in self._models
+            ):
+                return False
+            self.settings = changes.settings.number
+        return all(leaf.gradient_state is state for leaf, state in self._found)
+
+    def leave(self) -> None:
+        """The gradients of leaves are there or not as after the step."""
+        for leaf, state in self._left:
+            leaf.gradient_state = state
+        changes.gradients.bump()
+        self.gradients = changes.gradients.number if self._repeats else -1
+
+
+def _fixed(result: Any) -> Any:
+    """A result without the history of its tensors, which no replay renews."""
+    if result is None:
+        return None
+    if isinstance(result, Tensor):
+        return result if result.node is None else result.detach()
+    if isinstance(result, tuple):
+        items = [_fixed(item) for item in result]
+        return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
+    if type(result) is list:
+        return [_fixed(item) for item in result]
+    if type(result) is dict:
+        return {key: _fixed(item) for key, item in result.items()}
+    raise CaptureError(
+        f"The step returned {type(result).__name__} {result!r}, which every replay would repeat. Return tensors."
+    )
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, (tuple, list, dict)):
+        for item in result.values() if isinstance(result, dict) else result:
+            yield from _tensors(item)

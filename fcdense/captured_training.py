@@ -1,0 +1,179 @@
+"""The training step of a `Trainer` as a recording: what may be captured, and batches that go straight into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fcdense import losses, metrics, nn, optim, targets
+from fcdense.capture import Captured
+from fcdense.data import Batch, Batches, DataLoader
+from fcdense.errors import CaptureError
+from fcdense.log import logger
+from fcdense.tensor import Tensor
+
+READS_AT_ONCE = (*metrics.TABLE.values(), metrics.TopK)
+"""Metrics that keep nothing of the arrays that they are given."""
+
+UNKNOWN_TARGETS = "the loss is a function that calls another one, which looks at the values of its targets"
+
+
+class CapturedTraining:
+    """Forward pass, loss, backward pass and, where every batch is a step of its own, the update, recorded together.
+
+    It serves batches of the shapes and dtypes of the first one that it is offered, without weights. What speaks
+    against it is found out once, and kept.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    batches : DataLoader
+    is_wanted : bool
+
+    Attributes
+    ----------
+    reason : str
+        Why steps are not captured, a word; "" where they are, or while that is not known.
+    """
+
+    def __init__(self, trainer: Any, batches: DataLoader, is_wanted: bool) -> None:
+        self._trainer = trainer
+        self._batches = batches
+        self.reason = "" if is_wanted else "capture=False"
+        if trainer.class_weight is not None:
+            self.refuse("class_weight", "the weights of rows are worked out on the host")
+        self._captured: Captured | None = None
+        self._served: tuple[Any, ...] = ()
+        self._form: tuple[Any, ...] = ()
+        self._fixed: Batch | None = None
+        self._check: Callable[[Batch], object] | None = None
+        self._updates = trainer.accumulate == 1
+        self.keeps_arrays = any(type(metric) not in READS_AT_ONCE for metric in trainer.metrics)
+
+    def refuse(self, reason: str, why: str) -> None:
+        """Compute every step as ever, from now on."""
+        if not self.reason:
+            self.reason = reason
+            self._captured = None
+            logger.info("training steps are not captured: %s (%s)", reason, why)
+
+    def close(self) -> None:
+        """Batches get arrays of their own again."""
+        if isinstance(self._batches.source, Batches):
+            self._batches.source.write_into(None)
+
+    def offer(self, batch: Batch, prediction: Tensor) -> None:
+        """Record the step after `batch` was computed as ever, where nothing speaks against it."""
+        if self.reason or self._captured is not None:
+            return
+        if batch.sample_weight is not None:
+            self.refuse("sample_weight", "the weights of rows are worked out on the host")
+            return
+        arrays = [array for array in (batch.x, batch.y) if array is not None]
+        if not all(array.dtype.isnative and array.dtype.itemsize <= 8 for array in arrays):
+            self.refuse("dtype", f"batches of {batch.x.dtype} are converted on the host")
+            return
+        on = prediction.device
+        x, y = (Tensor(on.backend.from_host(array), on) for array in arrays)
+        trainer = self._trainer
+        captured = Captured(partial(training_step, trainer.model, trainer.loss, trainer.optimizer, self._updates))
+        try:
+            captured.record(x, y)
+            if captured.unchecked:
+                self._check = self._check_of(prediction)
+        except Exception as error:
+            self.refuse("targets" if captured.is_recorded else "refused", str(error))
+            return
+        self._captured, self._form = captured, _form(batch)
+        self._served = trainer.model, trainer.loss, trainer.optimizer
+        arrays = [tensor.array for tensor in captured.inputs]
+        if isinstance(self._batches.source, Batches) and all(isinstance(array, np.ndarray) for array in arrays):
+            self._fixed = Batch(*arrays)
+            self._batches.source.write_into(self._fixed)
+
+    def _check_of(self, prediction: Tensor) -> Callable[[Batch], object] | None:
+        """What looks at the values of targets, which the recorded loss does not: at all of them now, or at each batch.
+
+        Raises
+        ------
+        FcdenseError
+            A target is wrong, or the loss is one of which it is not known what it takes.
+        """
+        check = target_check(self._trainer.loss)
+        if check is None:
+            raise CaptureError(UNKNOWN_TARGETS)
+        source, rest = self._batches.source, prediction.shape[1:]
+        if isinstance(source, Batches) and source.targets is not None:
+            check(source.targets, (source.n, *rest))
+            return None
+        return lambda batch: check(batch.y, (len(batch.x), *rest))
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether the recorded step is one for `batch`."""
+        if self._captured is None:
+            return False
+        trainer = self._trainer
+        served = trainer.model, trainer.loss, trainer.optimizer
+        if any(ours is not now for ours, now in zip(self._served, served, strict=True)):
+            self.forget()  # a callback has put another one in its place
+            return False
+        return batch is self._fixed or _form(batch) == self._form
+
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Prediction and loss.
+
+        Raises
+        ------
+        CaptureError
+            Parameters have moved; nothing was changed.
+        """
+        captured = self._captured
+        assert captured is not None
+        if self._check is not None:
+            self._check(batch)
+        with np.errstate(all="ignore"):
+            result: tuple[Tensor, Tensor] = captured.replay() if batch is self._fixed else captured(batch.x, batch.y)
+        return result
+
+    def begin_epoch(self) -> None:
+        """Look at all settings of the model at the next batch."""
+        if self._captured is not None:
+            self._captured.look_again()
+
+    def forget(self) -> None:
+        """Record anew when a batch is offered next: the model or the optimizer is another one than was recorded."""
+        self._captured = None
+
+
+def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] | None:
+    """What looks at targets of predictions of a shape as the loss does where it is not recorded; None if not known."""
+    function = loss.function.func if isinstance(loss.function, partial) else loss.function
+    if function is losses.cross_entropy:
+        return lambda y, shape: targets.classes(y, shape, None)
+    if isinstance(function, losses.ElementwiseLoss):
+        return lambda y, shape: targets.probabilities(targets.matching(y, shape))
+    return None
+
+
+def training_step(
+    model: nn.Module, loss: losses.Loss, optimizer: optim.Optimizer, updates: bool, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward pass, loss with regularizers, backward pass and, with `updates`, the update: what is recorded."""
+    prediction = model(x)
+    value = loss(prediction, y)
+    penalty = model.penalty()
+    if penalty is not None:
+        value = value + penalty
+    value.backward()
+    if updates:
+        optimizer.step(check_finite=value)
+        optimizer.zero_grad()
+    return prediction, value
+
+
+def _form(batch: Batch) -> tuple[Any, ...]:
+    x, y, weight = batch
+    return x.shape, x.dtype, None if y is None else (y.shape, y.dtype), weight is None

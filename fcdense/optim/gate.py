@@ -1,0 +1,118 @@
+"""Whether a step takes place, and how far it goes: decided on the device, where a recorded step finds the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fcdense.arena import Allocator, Array
+from fcdense.backends import Device
+from fcdense.program import Program, trace
+from fcdense.tensor import Tensor
+
+F64 = np.dtype(np.float64)
+
+
+def words(allocator: Allocator, values: Sequence[float]) -> Array:
+    """A float64 vector on the device, to be read by primitives and written by the host."""
+    vector = allocator.empty((len(values),), F64)
+    vector[...] = np.array(values, F64)
+    return vector
+
+
+@cache
+def decision(spans: int, scales: int) -> Program:
+    """(; s, clip_norm, loss, the sum of squares of each span) -> (n, finite, and the scale of the gradients as often).
+
+    n = |s| sqrt(sum of squares); finite = 1 where n and the loss are, else 0; scale = s min(1, clip_norm / (n + 1e-6)).
+    """
+
+    def function(asked: Any, limit: Any, loss: Any, total: Any, *others: Any) -> tuple[Any, ...]:
+        for squares in others:
+            total = total + squares
+        norm = abs(asked) * np.sqrt(total)
+        is_finite = np.logical_and(abs(norm) < np.inf, abs(loss) < np.inf)
+        ratio = limit / (norm + 1e-6)
+        scale = asked * np.where(ratio < 1.0, ratio, 1.0)
+        return norm, np.where(is_finite, 1.0, 0.0), *(scale,) * scales
+
+    return trace(function, 0, 3 + spans, name="decision")
+
+
+class Gate:
+    """The norm of the gradients of one plan, and what follows from it. A step changes nothing where `flag` holds 0.
+
+    Parameters
+    ----------
+    gradients : sequence of (Device, Array)
+        The spans. The first one's device decides; where there are several, the host carries numbers between them.
+    scalars : sequence of (Device, Array)
+        The scalars of the updates; clipping writes the scale of the gradients into their place 1.
+    allocators : mapping
+        Who gives memory on each device.
+    """
+
+    def __init__(
+        self,
+        gradients: Sequence[tuple[Device, Array]],
+        scalars: Sequence[tuple[Device, Array]],
+        allocators: Mapping[Device, Allocator],
+    ) -> None:
+        here = self._on = gradients[0][0]
+        self._given = words(allocators[here], [1.0, 1.0, 0.0, *[0.0] * len(gradients)])
+        self._answer = words(allocators[here], [0.0, 0.0])
+        self._norm, finite = self._answer[0, ...], self._answer[1, ...]
+        self._loss = self._given[2, ...]
+        cells = [self._given[3 + i, ...] for i in range(len(gradients))]
+        self._spans = [
+            (on, gradient, cell if on == here else words(allocators[on], [0.0])[0, ...], cell)
+            for (on, gradient), cell in zip(gradients, cells, strict=True)
+        ]
+        self._flags = {on: words(allocators[on], [0.0])[0, ...] for on in allocators} | {here: finite}
+        scales = [(on, vector[1, ...]) for on, vector in scalars]
+        self._scales = [scale for on, scale in scales if on == self._on]
+        self._far_scales = [(on, scale) for on, scale in scales if on != self._on]
+
+    def flag(self, on: Device) -> Array:
+        """1 where the step takes place, else 0; the `when` of `Backend.map`."""
+        return self._flags[on]
+
+    def ask(self, scale: float, clip_norm: float | None) -> None:
+        """Write what the caller wants: by how much gradients are scaled, and the norm that they may have then."""
+        self._given[0] = scale
+        if clip_norm is not None:
+            self._given[1] = clip_norm
+
+    def decide(self, loss: Tensor | None, clips: bool) -> None:
+        """Launch it: norm and flag, and, where the step clips, the scale of the gradients."""
+        backend = self._on.backend
+        for on, gradient, squares, cell in self._spans:
+            on.backend.norm2(gradient, out=squares)
+            if squares is not cell:
+                backend.copy(_carried(squares, on, self._on), out=cell)
+        if loss is None:
+            backend.fill(0.0, out=self._loss)
+        else:
+            backend.copy(_carried(loss.array, loss.device, self._on).reshape(()), out=self._loss)
+        scales = self._scales if clips else []
+        finite = self._flags[self._on]
+        backend.map(decision(len(self._spans), len(scales)), (), self._given, out=(self._norm, finite, *scales))
+        for on, flag in self._flags.items():
+            if on != self._on:
+                on.backend.copy(_carried(finite, self._on, on), out=flag)
+        for on, scale in self._far_scales if clips else ():
+            on.backend.copy(_carried(self._scales[0], self._on, on), out=scale)
+
+    def read(self) -> tuple[float, bool]:
+        """The norm, and whether the step took place."""
+        norm, finite = self._on.backend.to_host(self._answer).tolist()
+        return norm, bool(finite)
+
+
+def _carried(array: Array, source: Device, target: Device) -> Array:
+    if source == target:
+        return array
+    return target.backend.from_host(source.backend.to_host(array))

@@ -1,0 +1,211 @@
+"""The matrix product of all three passes of a dense layer, with whatever follows it done while it is in the cache.
+
+C = A @ B in tiles of `simd.ROWS` x `simd.VECTORS` vectors that are summed up in registers. Blocks of MC x KC of A and
+KC columns of B stay in the L2 cache; NC columns of B are packed into panels first, so that the rows of a panel follow
+each other in memory (Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication). A is read where it
+lies, unless its columns are contiguous (weight gradients) and it is large.
+
+The tile kernel at TILE is called for each block of C when it is done. With C = 0 there is no matrix C: each block lies
+in scratch memory until the tile kernel has consumed it, as a weight gradient whose only reader is the optimizer.
+
+Every element of C is summed up in the order of k, in blocks of KC, whoever computes it: threads change no bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fcdense.kernels.numba.calls import call_tile
+from fcdense.kernels.numba.memory import load, store
+from fcdense.kernels.numba.simd import (
+    DOTS,
+    ROWS,
+    VECTOR_BYTES,
+    VECTORS,
+    dots,
+    itemsize,
+    lanes,
+    product,
+    transpose,
+)
+
+KC, MC, NC = 256, 192, 256
+LEFT_ROW = MC + 16
+"""Distance of packed rows of A: an odd number of cache lines, so that a column of them spreads over the whole cache."""
+FEW_ROWS = 2 * ROWS
+"""Up to here B is read where it lies: packing would cost as much as it saves."""
+FEW_DOTS = 4
+"""Up to here a flipped B is read as it lies, in dot products: packing it would cost more than the product."""
+NEAR = 32 * 1024
+"""Bytes that stay in the L1 cache: matrices up to here need no packing."""
+
+# Words of the arguments.
+(M, N, K, A, A_ROW, A_COLUMN, B, B_ROW, B_FLIPPED, C, C_ROW, ACCUMULATE, TILE, TILE_ARGS, SPACE, BY_COLUMNS, SUMS) = (
+    range(17)
+)
+
+
+def space(n: int, k: int, size: int) -> int:
+    """Bytes of scratch memory that a thread needs for a product with K = k and N = n, numbers of `size` bytes."""
+    columns = min(n, NC) + VECTORS * VECTOR_BYTES // size
+    return (LEFT_ROW * KC + k * columns + MC * NC) * size
+
+
+@njit(cache=True)
+def pack_rows(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
+    """Columns j0 to j1 of B as panels [k][width]."""
+    size = itemsize(real)
+    for p in range(j0, j1, width):
+        columns = min(width, j1 - p)
+        for k in range(k0, k1):
+            source = b + (k * b_row + p) * size
+            for j in range(columns):
+                store(real, to, j, load(real, source, j))
+            to += width * size
+
+
+@njit(cache=True)
+def pack_flipped(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
+    """The same where element (k, j) lies at b + j b_row + k."""
+    size, n = itemsize(real), lanes(real)
+    for p in range(j0, j1, width):
+        columns = min(width, j1 - p)
+        for j in range(0, columns, n):
+            some = min(n, columns - j)
+            k = k0
+            while some == n and k + n <= k1:
+                transpose(b + ((p + j) * b_row + k) * size, b_row, to + ((k - k0) * width + j) * size, width, real)
+                k += n
+            for rest in range(k, k1):
+                for i in range(some):
+                    store(real, to, (rest - k0) * width + j + i, load(real, b, (p + j + i) * b_row + rest))
+        to += (k1 - k0) * width * size
+
+
+@njit(cache=True)
+def pack_left(a: int, a_column: int, i0: int, i1: int, k0: int, k1: int, to: int, real: Any) -> None:
+    """Rows i0 to i1 of A as [k][LEFT_ROW], where element (i, k) lies at a + i + k a_column."""
+    size = itemsize(real)
+    for k in range(k0, k1):
+        source = a + (k * a_column + i0) * size
+        for i in range(i1 - i0):
+            store(real, to, i, load(real, source, i))
+        to += LEFT_ROW * size
+
+
+@njit(cache=True)
+def dot_products(
+    a: int, a_row: int, b: int, b_row: int, c: int, c_row: int, rows: int, c0: int, c1: int, k: int, add: int, real: Any
+) -> None:
+    """A few rows of A times columns c0 to c1 of a flipped B, which is read once and as it lies."""
+    size = itemsize(real)
+    for i in range(0, rows, 2):
+        some = min(2, rows - i)
+        j = c0
+        while j < c1:
+            columns = DOTS if j + DOTS <= c1 else 1
+            left, right, target = a + i * a_row * size, b + j * b_row * size, c + (i * c_row + j) * size
+            dots(some, columns, left, a_row, right, b_row, target, c_row, k, add, real)
+            j += columns
+
+
+@njit(inline="always")
+def gemm(args: int, thread: int, threads: int, real: Any) -> None:
+    """This thread's part: some columns of C, or some rows."""
+    size, width = itemsize(real), VECTORS * lanes(real)
+    r0, r1, c0, c1 = 0, load(np.int64, args, M), 0, load(np.int64, args, N)
+    if load(np.int64, args, BY_COLUMNS):
+        units = (c1 + lanes(real) - 1) // lanes(real)
+        c0, c1 = units * thread // threads * lanes(real), min(c1, units * (thread + 1) // threads * lanes(real))
+    else:
+        units = (r1 + ROWS - 1) // ROWS
+        r0, r1 = units * thread // threads * ROWS, min(r1, units * (thread + 1) // threads * ROWS)
+    depth = load(np.int64, args, K)
+    a, a_row, a_column = load(np.int64, args, A), load(np.int64, args, A_ROW), load(np.int64, args, A_COLUMN)
+    b, b_row, flipped = load(np.int64, args, B), load(np.int64, args, B_ROW), load(np.int64, args, B_FLIPPED)
+    c, c_row, accumulate = load(np.int64, args, C), load(np.int64, args, C_ROW), load(np.int64, args, ACCUMULATE)
+    tile, tile_args, sums = load(np.int64, args, TILE), load(np.int64, args, TILE_ARGS), load(np.int64, args, SUMS)
+    descriptor = load(np.int64, args, SPACE)
+    left = load(np.int64, descriptor, 0) + thread * load(np.int64, descriptor, 1)
+    right = left + LEFT_ROW * KC * size
+    block = right + depth * (min(c1 - c0, NC) + width) * size
+    consumed = c == 0
+    if consumed:
+        c_row = NC
+    pack_b = flipped != 0 or (r1 - r0 > FEW_ROWS and depth * b_row * size > NEAR)
+    pack_a = a_column != 1 and depth * a_column * size > NEAR and c1 - c0 > width
+    if sums != 0:
+        for j in range(c0, c1):
+            store(real, sums, j, real(0.0))
+    if flipped != 0 and load(np.int64, args, M) <= FEW_DOTS and a_column == 1:
+        dot_products(
+            a + r0 * a_row * size,
+            a_row,
+            b,
+            b_row,
+            c + r0 * c_row * size,
+            c_row,
+            r1 - r0,
+            c0,
+            c1,
+            depth,
+            accumulate,
+            real,
+        )
+        if tile != 0 and r1 > r0 and c1 > c0:
+            call_tile(tile, tile_args, c + (r0 * c_row + c0) * size, c_row, r0, r1, c0, c1)
+        return
+    for j0 in range(c0, c1, NC):
+        j1 = min(j0 + NC, c1)
+        padded = (j1 - j0 + width - 1) // width * width
+        if pack_b and r1 > r0:
+            for k0 in range(0, depth, KC):
+                k1 = min(k0 + KC, depth)
+                if flipped != 0:
+                    pack_flipped(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
+                else:
+                    pack_rows(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
+        for i0 in range(r0, r1, MC):
+            i1 = min(i0 + MC, r1)
+            if consumed:
+                c = block - (i0 * c_row + j0) * size
+            for k0 in range(0, depth, KC):
+                k1 = min(k0 + KC, depth)
+                if pack_a:
+                    pack_left(a, a_column, i0, i1, k0, k1, left, real)
+                for p in range(j0, j1, width):
+                    columns = min(width, j1 - p)
+                    vectors = (columns + lanes(real) - 1) // lanes(real)
+                    tail = columns - (vectors - 1) * lanes(real)
+                    panel, panel_row = b + (k0 * b_row + p) * size, b_row
+                    if pack_b:
+                        panel, panel_row = right + (k0 * padded + (p - j0) * (k1 - k0)) * size, width
+                    i = i0
+                    while i < i1:
+                        rows = min(ROWS, i1 - i)
+                        start, row, column = a + (i * a_row + k0 * a_column) * size, a_row, a_column
+                        if pack_a:
+                            start, row, column = left + (i - i0) * size, 1, LEFT_ROW
+                        elif ROWS < i1 - i < 2 * ROWS:  # two even tiles instead of a full one and a thin one
+                            rows = (i1 - i + 1) // 2
+                        product(
+                            rows,
+                            vectors,
+                            start,
+                            row,
+                            column,
+                            panel,
+                            panel_row,
+                            c + (i * c_row + p) * size,
+                            c_row,
+                            k1 - k0,
+                            accumulate or k0 > 0,
+                            tail,
+                            real,
+                        )
+                        i += rows
+            if tile != 0:
+                call_tile(tile, tile_args, c + (i0 * c_row + j0) * size, c_row, i0, i1, j0, j1)

@@ -1,0 +1,214 @@
+"""The threads that run compiled programs, and the loop that each of them is in.
+
+A program is a table of instructions, four int64 words each: the address of a kernel, the address of its arguments, the
+number of its shares, and the number of all shares before it. The instructions run one after another; whichever thread
+comes first takes the next share, so that a thread which the system took off its core is not waited for. The threads are
+ours alone: they look for work for a short while after a program, since the next one usually follows, and then sleep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from fcdense.kernels.numba.atomics import acquire, exchange, fetch_add, pause, release
+from fcdense.kernels.numba.calls import call_kernel
+from fcdense.kernels.numba.memory import load
+
+KERNEL, ARGUMENTS, SHARES, FIRST = range(4)
+
+# Words of the state; those that threads wrestle for lie on cache lines of their own. Shares are counted through all
+# programs: whoever is late finds the numbers of its program used up, and touches nothing of the next one.
+POSTED, TABLE, BEGIN, END, THREADS = range(5)
+TICKET, READY, DONE, SLEEPERS, MUTEX, CONDITION = 16, 32, 48, 64, 80, 96
+WORDS = 112
+
+SPINS = 20_000
+"""Looks at the state before a thread lies down: about 0.2 ms, longer than the Python between two steps takes."""
+
+PATIENCE = 1_000
+"""Looks for the next share before the core is offered to others."""
+
+_mutex_init = types.ExternalFunction("pthread_mutex_init", types.int32(types.int64, types.int64))
+_condition_init = types.ExternalFunction("pthread_cond_init", types.int32(types.int64, types.int64))
+_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
+_wait = types.ExternalFunction("pthread_cond_wait", types.int32(types.int64, types.int64))
+_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.int64))
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@njit(cache=True)
+def initialise(state: int) -> None:
+    """Make the mutex and the condition variable."""
+    _mutex_init(state + 8 * MUTEX, 0)
+    _condition_init(state + 8 * CONDITION, 0)
+
+
+@njit(cache=True)
+def work(state: int, table: int, begin: int, end: int) -> None:
+    """Take shares until there are none. The table may be read only while a share of it is held."""
+    i = looks = 0
+    while True:
+        ticket = acquire(state, TICKET)
+        if ticket >= end:
+            return
+        if ticket >= acquire(state, READY):
+            pause()
+            looks += 1
+            if looks > PATIENCE:
+                _yield()
+            continue
+        if not exchange(state, TICKET, ticket, ticket + 1):
+            continue
+        looks = 0
+        while load(np.int64, table, 4 * (i + 1) + FIRST) <= ticket - begin:
+            i += 1
+        row = 4 * i
+        share, shares = ticket - begin - load(np.int64, table, row + FIRST), load(np.int64, table, row + SHARES)
+        stop = begin + load(np.int64, table, row + 4 + FIRST)
+        ready = begin + load(np.int64, table, row + 8 + FIRST)
+        call_kernel(load(np.int64, table, row + KERNEL), load(np.int64, table, row + ARGUMENTS), share, shares)
+        if fetch_add(state, DONE, 1) + 1 == stop:
+            release(state, READY, ready)
+
+
+@njit(cache=True, nogil=True)
+def run(state: int, table: int, count: int, threads: int) -> None:
+    """Run a program on this thread and `threads` - 1 of the pool."""
+    if threads == 1:
+        for i in range(count):
+            row = 4 * i
+            call_kernel(load(np.int64, table, row + KERNEL), load(np.int64, table, row + ARGUMENTS), 0, 1)
+        return
+    begin = acquire(state, END)
+    end = begin + load(np.int64, table, 4 * count + FIRST)
+    posted = acquire(state, POSTED)
+    release(state, POSTED, posted + 1)  # odd: being written
+    release(state, TABLE, table)
+    release(state, BEGIN, begin)
+    release(state, END, end)
+    release(state, THREADS, threads)
+    release(state, READY, begin + load(np.int64, table, 4 + FIRST))
+    release(state, POSTED, posted + 2)
+    if acquire(state, SLEEPERS) > 0:
+        _lock(state + 8 * MUTEX)
+        _broadcast(state + 8 * CONDITION)
+        _unlock(state + 8 * MUTEX)
+    work(state, table, begin, end)
+    looks = 0
+    while acquire(state, DONE) != end:
+        pause()
+        looks += 1
+        if looks > PATIENCE:
+            _yield()
+
+
+@njit(cache=True, nogil=True)
+def serve(state: int, thread: int, seen: int) -> None:
+    """What a thread of the pool does for ever."""
+    while True:
+        looks = 0
+        while acquire(state, POSTED) == seen and looks < SPINS:
+            pause()
+            looks += 1
+        if acquire(state, POSTED) == seen:
+            _lock(state + 8 * MUTEX)
+            fetch_add(state, SLEEPERS, 1)
+            while acquire(state, POSTED) == seen:
+                _wait(state + 8 * CONDITION, state + 8 * MUTEX)
+            fetch_add(state, SLEEPERS, -1)
+            _unlock(state + 8 * MUTEX)
+        posted = acquire(state, POSTED)
+        if posted % 2 == 0:
+            table, begin, end = acquire(state, TABLE), acquire(state, BEGIN), acquire(state, END)
+            takes_part = thread < acquire(state, THREADS)
+            if acquire(state, POSTED) == posted:  # all of it belongs to one program
+                seen = posted
+                if takes_part:
+                    work(state, table, begin, end)
+
+
+class Pool:
+    """Threads of this process, and the scratch memory of each.
+
+    One program runs at a time; others wait for it. Threads start with the first program that wants them.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._words = np.zeros(WORDS, np.int64)
+        self.state = int(self._words.ctypes.data)
+        initialise(self.state)
+        self._started = 1
+        self._size = self._owners = 0
+        self.space = np.zeros(2, np.int64)
+        """Address of the scratch memory of the first thread, and bytes of each thread's. Kernels know its place."""
+
+    def reserve(self, size: int, threads: int) -> None:
+        """Have at least `size` bytes of scratch memory for each of so many threads."""
+        if size <= self._size and threads <= self._owners:
+            return
+        with self.lock:
+            self._size = max(self._size, (size + 4095) // 4096 * 4096)
+            self._owners = max(self._owners, threads)
+            self._space = np.empty(self._size * self._owners + 4096, np.uint8)
+            self.space[:] = (address(self._space) + 4095) // 4096 * 4096, self._size
+
+    def run(self, table: int, count: int, threads: int) -> None:
+        """Run the table at an address."""
+        with self.lock:
+            if threads > self._started:
+                self._start(threads)
+            run(self.state, table, count, threads)
+
+    def _start(self, threads: int) -> None:
+        # A new thread takes no part in programs of the past; the lock keeps others from posting one meanwhile.
+        seen = int(self._words[POSTED])
+        for thread in range(self._started, threads):
+            threading.Thread(target=self._serve, args=(thread, seen), name=f"fcdense-{thread}", daemon=True).start()
+        self._started = threads
+
+    def _serve(self, thread: int, seen: int) -> None:
+        """Never returns, so that the state lives as long as its threads."""
+        serve(self.state, thread, seen)
+
+
+_pools: list[Pool] = []
+
+
+def pool() -> Pool:
+    """The process's pool."""
+    if not _pools:
+        _pools.append(Pool())
+    return _pools[0]
+
+
+def _forget() -> None:
+    """A forked child has none of its parent's threads."""
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@cache
+def available_threads() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+_DATA = object.__basicsize__
+"""Where NumPy's array object holds the address of its data: after the header of a Python object (ndarraytypes.h)."""
+
+
+def address(array: Any) -> int:
+    """Where an array begins: what ``array.ctypes.data`` says, in a tenth of its 1.2 us."""
+    return int(ctypes.c_int64.from_address(id(array) + _DATA).value)

@@ -1,0 +1,113 @@
+"""Weight gradients that only the optimizer reads: joined with its update, with the bits of the eager step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import fcdense as fc
+from fcdense.backends.native import NativeBackend
+from fcdense.tensor import Tensor
+
+JOINED = "Numba: weight gradient and update in one pass"
+SIZES = (5, 33, 70, 3)
+
+
+@pytest.fixture(autouse=True)
+def native() -> Iterator[None]:
+    cpu = fc.device("cpu")
+    before = cpu.backend
+    cpu.put(NativeBackend())
+    yield
+    cpu.put(before)
+
+
+def network() -> fc.nn.Sequential:
+    fc.manual_seed(3)
+    layers = [fc.nn.Dense(o, activation="tanh", in_features=i) for i, o in pairwise(SIZES)]
+    return fc.nn.Sequential(*layers)
+
+
+def trained(
+    make_optimizer: Callable[[Any], Any], captured: bool, change: Callable[[Any, Tensor], Tensor] | None = None
+) -> tuple[list[Any], Any]:
+    """The parameters after 6 steps, and the step."""
+    model = network()
+    optimizer = make_optimizer(model.parameters())
+    rng = np.random.default_rng(4)
+
+    def step(x: Tensor, y: Tensor) -> Any:
+        optimizer.zero_grad()
+        loss = fc.losses.cross_entropy(model(x), y)
+        if change is not None:
+            loss = change(model, loss)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = fc.capture(step) if captured else step
+    for _ in range(6):
+        run(fc.tensor(rng.standard_normal((9, SIZES[0])).astype(np.float32)), fc.tensor(rng.integers(0, 3, 9)))
+    return [p.numpy() for p in model.parameters()], run
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: fc.optim.SGD(p, learning_rate=0.1),
+    "momentum": lambda p: fc.optim.SGD(p, learning_rate=0.1, momentum=0.9),
+    "adam": lambda p: fc.optim.Adam(p, learning_rate=0.01),
+    "adamw": lambda p: fc.optim.AdamW(p, learning_rate=0.01, weight_decay=0.1),
+    "schedule": lambda p: fc.optim.Adam(p, learning_rate=lambda step: 0.1 / (step + 1)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_joined_steps_give_the_bits_of_eager_ones(name: str) -> None:
+    eager, _ = trained(OPTIMIZERS[name], captured=False)
+    replayed, step = trained(OPTIMIZERS[name], captured=True)
+    for before, after in zip(eager, replayed, strict=True):
+        np.testing.assert_array_equal(before, after)
+    served = [(call.primitive, how) for call, how in step.calls()]
+    assert served.count(("dense_grad_weight", JOINED)) == 3
+
+
+def test_a_gradient_that_was_consumed_is_gone() -> None:
+    model = network()
+    optimizer = fc.optim.SGD(model.parameters(), learning_rate=0.1)
+
+    @fc.capture
+    def step(x: Tensor, y: Tensor) -> Any:
+        optimizer.zero_grad()
+        fc.losses.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    x, y = fc.tensor(np.ones((4, 5), np.float32)), fc.tensor(np.zeros(4, np.int64))
+    step(x, y)
+    assert all(p.grad is not None for p in model.parameters())
+    step(x, y)
+    kernels = [p for p in model.parameters() if p.ndim == 2]
+    assert all(p.grad is None for p in kernels)
+
+
+SEPARATE = {
+    "clipped": (lambda p: fc.optim.SGD(p, learning_rate=0.1, clip_norm=0.5), None),
+    "regularized": (
+        OPTIMIZERS["sgd"],
+        lambda model, loss: loss + 0.01 * sum((p * p).sum() for p in model.parameters()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["clipped", "regularized"])
+def test_gradients_with_other_readers_are_written(name: str) -> None:
+    make, change = SEPARATE[name]
+    eager, _ = trained(make, captured=False, change=change)
+    replayed, step = trained(make, captured=True, change=change)
+    for before, after in zip(eager, replayed, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not any(how == JOINED for _, how in step.calls())

@@ -1,0 +1,194 @@
+"""Predictions by recorded forward passes: always those of a call of the model as it is now."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import pickle
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import fcdense as fc
+from fcdense.inference import KEPT_SHAPES, Forwards, evaluating, predict
+
+X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+
+
+def network(*more) -> fc.nn.Sequential:
+    fc.manual_seed(1)
+    layers = fc.nn.Dense(7, "gelu"), fc.nn.BatchNorm(), fc.nn.Dropout(0.5), fc.nn.Dense(3, "tanh")
+    model = fc.nn.Sequential(*layers, *more)
+    model(X)
+    return model
+
+
+def called(model, x, size=1024) -> np.ndarray:
+    """By plain calls."""
+    with evaluating(model), fc.no_grad():
+        return np.concatenate([model(x[i : i + size]).numpy() for i in range(0, max(len(x), 1), size)])
+
+
+def forwards(model) -> Forwards:
+    return vars(model)["_forwards"]
+
+
+def recordings(model) -> int:
+    return sum(captured is not None for captured in forwards(model)._kept.values())
+
+
+def agrees(model, x=X, **options) -> bool:
+    return all(np.array_equal(predict(model, x, **options), called(model, x)) for _ in range(3))
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 1), (9, 2), (1, 1), (40, 1), (100, 1)])
+def test_chunks(size, count):
+    """40 rows: full chunks have one recording, and an odd last one has its own at the second time."""
+    model = network()
+    for _ in range(3):
+        np.testing.assert_array_equal(predict(model, X, batch_size=size), called(model, X, size))
+    assert recordings(model) == count
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint8", "bool", "float16", "int64"])
+@pytest.mark.filterwarnings("ignore::fcdense.errors.DTypeWarning")
+def test_dtypes(dtype):
+    model = network()
+    assert agrees(model, (X * 50).astype(dtype))
+    assert recordings(model) == 1
+
+
+def test_results_are_arrays_of_their_own():
+    model = network()
+    first, second, third = (predict(model, X[i : i + 1]) for i in range(3))
+    for i, found in enumerate((first, second, third)):
+        np.testing.assert_array_equal(found, called(model, X[i : i + 1]))
+
+
+def change_weights(model):
+    model[0].kernel.assign(model[0].kernel.numpy() * 2.0)
+
+
+def train(model):
+    fc.Trainer(model).fit(X, np.arange(40) % 3, verbose=False)
+
+
+CHANGES = {
+    "weights": change_weights,
+    "training": train,
+    "state": lambda model: model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()}),
+    "a layer more": lambda model: model.append(fc.nn.Dense(2, in_features=3)),
+    "a layer more, past the model": lambda model: model.layers.append(fc.nn.Dense(2, in_features=3)),
+    "a layer less": lambda model: model.layers.pop(),
+    "another layer": lambda model: model.layers.__setitem__(0, fc.nn.Dense(7, "tanh", in_features=5)),
+    "an activation": lambda model: setattr(model[0], "activation", fc.activations.get("tanh")),
+    "a number": lambda model: setattr(model[1], "eps", 0.5),
+    "buffers": lambda model: setattr(model[1], "running_mean", np.ones(7, np.float32)),
+    "mode": lambda model: model.train(),
+    "an optimizer": lambda model: fc.optim.Adam(model.parameters()),
+}
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_is_seen(name, is_trained):
+    model = network().eval()
+    if is_trained:
+        train(model)
+    assert agrees(model)
+    CHANGES[name](model)
+    assert agrees(model)
+    assert recordings(model) == 1
+
+
+class Scaled(fc.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = [2.0]
+
+    def forward(self, x):
+        for factor in self.factors:
+            x = x * factor
+        return x
+
+
+def test_modules_of_ones_own_are_looked_at_whole():
+    model = network(Scaled())
+    assert agrees(model)
+    model[4].factors.append(3.0)
+    assert agrees(model)
+    assert recordings(model) == 1
+
+
+def test_models_that_cannot_be_captured(caplog):
+    class Reading(fc.nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    model = network(Reading())
+    with caplog.at_level(logging.INFO, "fcdense"):
+        assert agrees(model)
+    assert [record.getMessage().startswith("forward passes of Sequential are not captured: Values")
+            for record in caplog.records] == [True]  # fmt: skip
+    assert "read on the host" in forwards(model).reason
+
+
+def test_only_the_last_shapes_are_kept():
+    model = network()
+    for _ in range(2):
+        for rows in range(1, KEPT_SHAPES + 1):
+            predict(model, X[:rows])
+    assert recordings(model) == KEPT_SHAPES
+    predict(model, X[:30])
+    predict(model, X[:30])
+    assert recordings(model) == KEPT_SHAPES
+    assert (1, 5) not in {shape for shape, _ in forwards(model)._kept}
+
+
+def test_copies_of_a_model_begin_without_recordings():
+    model = network()
+    assert agrees(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert agrees(twin)
+        change_weights(twin)
+        assert agrees(twin)
+        assert agrees(model)
+    assert not np.array_equal(predict(twin, X), predict(model, X))
+
+
+def test_a_model_goes_with_its_recordings():
+    model = network()
+    assert agrees(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_several_threads():
+    model = network().eval()
+    expected = {rows: called(model, X[:rows]) for rows in range(1, 9)}
+    wrong = []
+
+    def work(rows: int) -> None:
+        for _ in range(60):
+            if not np.array_equal(predict(model, X[:rows]), expected[rows]):
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=work, args=(1 + rows % 8,)) for rows in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_errors_of_a_prediction_leave_the_lock_open():
+    model = network()
+    with pytest.raises(fc.errors.ShapeError):
+        predict(model, X[:, :3])
+    assert agrees(model)
+    assert recordings(model) == 1
