@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pkgutil
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -12,18 +12,25 @@ from typing import Any
 
 from fcdense import backends
 from fcdense.backends import Device
+from fcdense.backends.cpu import CpuBackend
 from fcdense.errors import FcdenseError, unknown_name
 
-from . import peers
-from .cases import Arrays, Case, Run
+from . import memory, peers
+from .cases import Arrays, Case, Lap, Run
+
+EAGER, PLAIN = " eager", " without numba"
+
+Prepare = Callable[[Case, Arrays], Run | None]
 
 
-class PeerError(FcdenseError, RuntimeError):
-    """A peer that is not installed, or that failed."""
+class CandidateError(FcdenseError, RuntimeError):
+    """A candidate that is not installed, or that failed."""
 
 
-class Candidate(ABC):
-    """Runs cases, one after another: `prepare` a case, then `time` it as often as wanted.
+class Candidate:
+    """A process of its own that runs cases, one after another: `prepare` a case, then `time` it as often as wanted.
+
+    So two libraries' threads and allocators never meet. The process starts at once; `versions` waits for it.
 
     Attributes
     ----------
@@ -33,82 +40,53 @@ class Candidate(ABC):
         What to note in the results beside the versions that are always there.
     """
 
-    name: str
-    versions: dict[str, str]
-
-    @abstractmethod
-    def prepare(self, case: Case) -> bool:
-        """Take up a case in place of the last one. False: this candidate does not have it."""
-
-    @abstractmethod
-    def time(self, calls: int) -> int:
-        """Nanoseconds for this many calls."""
-
-    @abstractmethod
-    def outputs(self) -> Arrays:
-        """The results of the first call."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free what the candidate holds."""
-
-
-class DeviceCandidate(Candidate):
-    """fcdense on one of its devices, in this process."""
-
-    def __init__(self, device: Device) -> None:
-        self.name = device.name
-        self.versions = {}
-        self._device = device
-        self._run: Run | None = None
-
-    def prepare(self, case: Case) -> bool:
-        self._run = None  # its memory is free before the next case takes more
-        self._run = case.prepare(self._device, case.data())
-        return True
-
-    def time(self, calls: int) -> int:
-        assert self._run is not None
-        return self._run.time(calls)
-
-    def outputs(self) -> Arrays:
-        assert self._run is not None
-        return self._run.outputs()
-
-    def close(self) -> None:
-        self._run = None
-
-
-class PeerCandidate(Candidate):
-    """Another library, in a process of its own: two libraries' threads and allocators never meet."""
-
     def __init__(self, name: str) -> None:
-        if name not in peer_names():
-            unknown_name("peer", name, peer_names())
         self.name = name
+        self.versions: dict[str, str] = {}
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(f"{peers.__name__}.{name}", theirs), daemon=True)
+        self._process = context.Process(target=serve, args=(name, theirs), daemon=True)
         self._process.start()
         theirs.close()
+
+    def wait(self) -> None:
+        """Wait until the process has imported what it needs.
+
+        Raises
+        ------
+        CandidateError
+            It could not.
+        """
         self.versions = self._answer()
 
     def prepare(self, case: Case) -> bool:
+        """Take up a case in place of the last one. False: this candidate does not have it."""
         return bool(self._ask("prepare", case))
 
-    def time(self, calls: int) -> int:
-        return int(self._ask("time", calls))
+    def time(self, calls: int) -> Lap:
+        """Time this many calls."""
+        return Lap(*self._ask("time", calls))
 
     def outputs(self) -> Arrays:
+        """The results of the calls so far."""
         arrays: Arrays = self._ask("outputs", None)
         return arrays
 
+    def resident(self) -> int:
+        """Bytes of memory that the process holds."""
+        return int(self._ask("resident", None))
+
+    def peak(self, calls: int) -> int:
+        """Bytes of memory that the process holds at most during this many calls."""
+        return int(self._ask("peak", calls))
+
     def close(self) -> None:
-        self._connection.close()  # the peer reads the end of the pipe and leaves
+        """End the process."""
+        self._connection.close()  # it reads the end of the pipe and leaves
         self._process.join()
 
     def _ask(self, request: str, argument: object) -> Any:
-        with suppress(OSError):  # a peer that is gone does not answer either
+        with suppress(OSError):  # a process that is gone does not answer either
             self._connection.send((request, argument))
         return self._answer()
 
@@ -116,31 +94,84 @@ class PeerCandidate(Candidate):
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise PeerError(f"Peer '{self.name}' ended without an answer; its own message stands above.") from None
-        if isinstance(answer, PeerError):
-            raise PeerError(f"Peer '{self.name}': {answer}")
+            raise CandidateError(
+                f"Candidate '{self.name}' ended without an answer; its own message stands above."
+            ) from None
+        if isinstance(answer, CandidateError):
+            raise CandidateError(f"Candidate '{self.name}': {answer}")
         return answer
 
 
-def serve(module: str, connection: Connection) -> None:
-    """The peer's process: answer requests until the pipe closes."""
-    try:
-        peer = import_module(module)
-        connection.send({peer.__name__.rpartition(".")[2]: peer.VERSION})
-        run: Run | None = None
+class Server:
+    """A candidate's process: answers requests, each a method of this class, about the case it has taken up last."""
+
+    def __init__(self, name: str) -> None:
+        self.versions: dict[str, str] = {}
+        if name in peer_names():
+            peer = import_module(f"{peers.__name__}.{name}")
+            self.versions, self._prepare = peer.VERSIONS, peer.prepare
+        else:
+            self._prepare = own(name)
+        self._current: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        assert self._current is not None
+        return self._current
+
+    def prepare(self, case: Case) -> bool:
+        """Take up `case`."""
+        self._current = None  # its memory is free before the next case takes more
+        self._current = self._prepare(case, case.data())
+        return self._current is not None
+
+    def time(self, calls: int) -> tuple[int, float]:
+        """A `Lap`."""
+        return self.run.time(calls)
+
+    def outputs(self, _: None) -> Arrays:
+        """Results."""
+        return self.run.outputs()
+
+    def resident(self, _: None) -> int:
+        """Bytes now."""
+        return memory.resident()
+
+    def peak(self, calls: int) -> int:
+        """Bytes at most during some calls."""
+        return memory.peak(lambda: self.run.time(calls))
+
+
+def serve(name: str, connection: Connection) -> None:
+    """Answer requests until the pipe closes; one that fails is answered with the error."""
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        try:
+            server = Server(name)
+        except Exception as error:
+            connection.send(failure(error))
+            return
+        connection.send(server.versions)
         while True:
             request, argument = connection.recv()
-            if request == "prepare":
-                run = None
-                run = peer.prepare(argument, argument.data())
-                connection.send(run is not None)
-            else:
-                assert run is not None
-                connection.send(run.time(argument) if request == "time" else run.outputs())
-    except EOFError:
-        return
-    except Exception as error:
-        connection.send(PeerError(f"{type(error).__name__}: {error}"))
+            try:
+                answer = getattr(server, request)(argument)
+            except Exception as error:
+                answer = failure(error)
+            connection.send(answer)
+
+
+def failure(error: Exception) -> CandidateError:
+    """`error` as the other process can read it: its class may exist here only."""
+    return CandidateError(f"{type(error).__name__}: {error}")
+
+
+def own(name: str) -> Prepare:
+    """How fcdense prepares a case as the candidate of this name: a device, or a variant of one."""
+    if name.endswith(EAGER):
+        eager = backends.device(name.removesuffix(EAGER))
+        return lambda case, data: case.prepare_eager(eager, data)
+    device = Device("cpu", backend=CpuBackend()) if name.endswith(PLAIN) else backends.device(name)
+    return lambda case, data: case.prepare(device, data)
 
 
 def peer_names() -> list[str]:
@@ -151,26 +182,73 @@ def peer_names() -> list[str]:
 def find(devices: list[str], others: list[str]) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates for these devices and peers (`others`), and what is not here with the reason.
 
-    "auto" is the CPU and, where it works, the GPU.
+    The device "auto" is the CPU and, where it works, the GPU. The peer "all" is each peer that is installed, and
+    fcdense on the CPU also without capture and without Numba.
 
     Raises
     ------
     DeviceError
         A device asked for by its name is not there.
-    PeerError
-        A peer is not installed.
+    CandidateError
+        A peer asked for by its name is not installed.
+    UnknownNameError
+        A peer that nobody has written.
     """
     missing: dict[str, str] = {}
-    wanted: list[str] = []
+    names: dict[str, None] = {}  # in order, each once
     for name in devices:
         if name != "auto":
-            wanted.append(name)
+            names[device_name(name)] = None
             continue
-        wanted.append("cpu")
+        names["cpu"] = None
         probe = backends.cuda_probes()[-1]
         if probe.passed:
-            wanted.append("cuda")
+            names[device_name("cuda")] = None
         else:
             missing["cuda"] = f"probe '{probe.name}' failed: {probe.detail}"
-    found: list[Candidate] = [DeviceCandidate(device) for device in dict.fromkeys(map(backends.device, wanted))]
-    return [*found, *map(PeerCandidate, dict.fromkeys(others))], missing
+    optional = []
+    for name in others:
+        if name == "all":
+            optional += [*variants(missing), *peer_names()]
+        elif name in peer_names():
+            names[name] = None
+        else:
+            unknown_name("peer", name, ["all", *peer_names()])
+    started = [Candidate(name) for name in {**names, **dict.fromkeys(optional)}]
+    found = []
+    try:
+        for candidate in started:
+            try:
+                candidate.wait()
+                found.append(candidate)
+            except CandidateError as error:
+                if candidate.name in names:
+                    raise
+                missing[candidate.name] = f"{error} pip install 'fcdense[peers]' brings all peers."
+    except BaseException:
+        for candidate in started:
+            candidate.close()
+        raise
+    return found, missing
+
+
+def variants(missing: dict[str, str]) -> list[str]:
+    """fcdense on the CPU in less than its best form; those that make no difference here are noted in `missing`."""
+    if type(backends.device("cpu").backend) is not CpuBackend:
+        return [f"cpu{EAGER}", f"cpu{PLAIN}"]
+    missing[f"cpu{PLAIN}"] = "Numba is not used here: 'cpu' itself is without it."
+    return [f"cpu{EAGER}"]
+
+
+def device_name(name: str) -> str:
+    """The full name of a device, of which a variant may be meant: "cuda" is "cuda:0".
+
+    Raises
+    ------
+    DeviceError
+        It is not there.
+    """
+    for ending in (EAGER, PLAIN):
+        if name.endswith(ending):
+            return backends.device(name.removesuffix(ending)).name + ending
+    return backends.device(name).name

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from fcdense.activation import Activation
 from fcdense.backends import Device
 from fcdense.errors import ArgumentError
 
+from .disturbance import Watch
+
 Arrays = dict[str, NDArray[Any]]
 
 SEED = 20250101
@@ -23,6 +25,13 @@ SEED = 20250101
 
 def nothing() -> None:
     """Wait for no device: on the CPU a call has ended when it returns."""
+
+
+class Lap(NamedTuple):
+    """Nanoseconds for some calls, and how many cores other processes used meanwhile."""
+
+    ns: int
+    others: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Run:
     call : callable
         What is timed.
     outputs : callable
-        The results of the first call, as NumPy arrays by name; asked for before there is a second one.
+        The results of the first `Case.steps` calls, as NumPy arrays by name; asked for before there are more. Empty
+        where there is nothing to compare.
     synchronise : callable
         Returns when the device has finished.
     """
@@ -43,18 +53,23 @@ class Run:
     outputs: Callable[[], Arrays]
     synchronise: Callable[[], None] = nothing
 
-    def time(self, calls: int) -> int:
-        """Nanoseconds for this many calls. Garbage is collected as always: what a step leaves behind is its cost."""
+    def time(self, calls: int) -> Lap:
+        """Time this many calls. Garbage is collected as always: what a step leaves behind is its cost."""
+        watch = Watch()
         start = time.perf_counter_ns()
         for _ in range(calls):
             self.call()
         self.synchronise()
-        return time.perf_counter_ns() - start
+        ns = time.perf_counter_ns() - start
+        return Lap(ns, watch.cores())
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What the command line asks for; each question makes its cases of the part that concerns it."""
+    """What the command line asks for; each question makes its cases of the part that concerns it.
+
+    Networks whose case has more than `max_gflop` billions of operations are left out.
+    """
 
     sizes: tuple[tuple[int, int, int], ...] = (
         (1, 784, 512),
@@ -67,8 +82,9 @@ class Grid:
     networks: tuple[tuple[int, ...], ...] = ((64, 64, 64, 10), (784, 512, 512, 10), (1024, 1024, 1024, 1024))
     batches: tuple[int, ...] = (1, 32, 256)
     dtype: str = "float32"
-    activation: str = "relu"
-    optimizer: str = "adam"
+    activations: tuple[str, ...] = ("relu",)
+    optimizers: tuple[str, ...] = ("adam",)
+    max_gflop: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,7 @@ class Case(ABC):
     """One row of a question's table. Its fields are its parameters; they are written to the results."""
 
     question: ClassVar[str]
+    steps: ClassVar[int] = 1  # calls after which results are compared
     dtype: str
     activation: str
 
@@ -100,7 +117,15 @@ class Case(ABC):
 
     @abstractmethod
     def prepare(self, device: Device, data: Arrays) -> Run:
-        """The case on a device of fcdense, in the dtype that `data` has."""
+        """The case on a device of fcdense, in the dtype that `data` has, as fast as it goes there."""
+
+    def prepare_eager(self, device: Device, data: Arrays) -> Run | None:
+        """The same without capture, or None where there is nothing to capture."""
+        return None
+
+    @abstractmethod
+    def smallest(self) -> Case:
+        """The same with next to no data: for what a library loads and compiles at its first use."""
 
     @property
     def function(self) -> Activation:
@@ -128,6 +153,9 @@ class Layer(Case):
         """Operations of one of the layer's matrix products; all three have as many."""
         return 2 * self.batch * self.in_features * self.out_features
 
+    def smallest(self) -> Case:
+        return replace(self, batch=1, in_features=3, out_features=3)
+
     def data(self) -> Arrays:
         """x_bi, w_io, b_o and dy_bo, sized so that the layer's output has unit variance."""
         normal = np.random.default_rng(SEED).standard_normal
@@ -138,34 +166,6 @@ class Layer(Case):
             "dy": normal((self.batch, self.out_features)),
         }
         return {name: array.astype(self.dtype) for name, array in data.items()}
-
-
-@dataclass(frozen=True)
-class Network(Case):
-    """Dense layers one after another, the last one linear, that tell classes apart."""
-
-    batch: int
-    widths: tuple[int, ...]
-    optimizer: str
-
-    @property
-    def label(self) -> str:
-        return f"{'-'.join(map(str, self.widths))}, batch {self.batch}"
-
-    @property
-    def setting(self) -> str:
-        return f"{super().setting}, {self.optimizer}"
-
-    def data(self) -> Arrays:
-        """x_bi, the class numbers `target`, and w0, b0, w1, b1, ... for the layers."""
-        generator = np.random.default_rng(SEED)
-        normal = generator.standard_normal
-        data = {"x": normal((self.batch, self.widths[0]))}
-        for index, (inner, outer) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
-            data[f"w{index}"] = normal((inner, outer)) * np.sqrt(2.0 / inner)
-            data[f"b{index}"] = 0.1 * normal(outer)
-        typed = {name: array.astype(self.dtype) for name, array in data.items()}
-        return typed | {"target": generator.integers(self.widths[-1], size=self.batch)}
 
 
 def upload(device: Device, array: NDArray[Any]) -> Any:

@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,13 +18,19 @@ from rich.console import Console
 from fcdense.errors import ArgumentError, DeviceError, FcdenseError
 
 from . import plot, questions, report, runner
-from .candidates import PeerError, find, peer_names
+from .candidates import EAGER, PLAIN, CandidateError, find, peer_names
 from .cases import Grid
 from .compare import compare, other_machine, regressions
-from .results import Results
+from .curves import curves
+from .memory import resident
+from .networks import Network
+from .results import Results, merge
 from .timing import Plan
 
 DONE, REGRESSION, USAGE, MISSING = range(4)
+QUESTIONS = ("forward", "backward", "train")
+PEER_QUESTIONS = ("train", "predict")
+PEER_GRID = Grid(networks=(*Grid.networks, (4096, 4096)), batches=(*Grid.batches, 4096), optimizers=("adam", "sgd"))
 DTYPES = ("float16", "float32", "float64")
 
 Part = TypeVar("Part")
@@ -39,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
         if arguments[:1] == ["report"]:
             return report_command(report_parser(prog).parse_args(arguments[1:]))
         return measure_command(measure_parser(prog).parse_args(arguments))
-    except (DeviceError, PeerError) as error:
+    except (DeviceError, CandidateError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return MISSING
     except (FcdenseError, OSError) as error:
@@ -50,23 +57,37 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
 def measure_command(options: argparse.Namespace) -> int:
     """Measure, print the tables, and write what was asked for."""
     before = prepare_outputs(options)
-    grid = Grid(options.sizes, options.networks, options.batch, options.dtype, options.activation, options.optimizer)
-    cases = questions.cases(options.op, grid)
+    cases = questions.cases(options.op or (PEER_QUESTIONS if options.peers else QUESTIONS), grid_of(options))
+    if not cases:
+        raise ArgumentError(f"No case is left: all have more than --max-gflop {options.max_gflop:g}.")
     for case in cases:
         assert case.function  # an unknown activation is an error now, not after the first minute
+    if options.curves is not None and not any(isinstance(case, Network) for case in cases):
+        raise ArgumentError("--curves draws networks, and none is measured: --op train or predict.")
+    if options.memory:
+        resident()  # an error where it cannot be had
+    if options.append and options.json is None:
+        raise ArgumentError("--append needs --json PATH: the results to add to.")
+    earlier = Results.read(options.json) if options.append and options.json.exists() else None
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-    found, missing = find(options.device, options.peer)
+    plan = Plan(options.min_time, options.warmup, options.rounds, options.max_others)
+    found, missing = find(options.device, options.peers)
     try:
+        results = runner.setting(found, plan, missing, with_peak=bool(options.peers))
+        if earlier is not None:
+            results = merge(earlier, results)
         with Console(stderr=True).status("bench") as status:
-            results = runner.run(cases, found, Plan(options.min_time, options.warmup), missing, status.update)
+            for case in cases:
+                status.update(f"{case.question} {case.label} ({case.setting})")
+                results = merge(results, runner.run(results, case, found, plan, options.memory))
+                if options.json is not None:
+                    results.write(options.json)  # after every case, so that an interruption loses one only
     finally:
         for candidate in found:
             candidate.close()
     console = Console()
-    report.show(console, results)
-    if options.json is not None:
-        results.write(options.json)
+    report.show(console, results, layout_of(options))
     return outputs(console, options, before, results)
 
 
@@ -75,19 +96,32 @@ def report_command(options: argparse.Namespace) -> int:
     before = prepare_outputs(options)
     results = Results.read(options.results)
     if options.into is None:
-        print(report.markdown(results, options.op), end="")
+        print(report.markdown(results, options.op, layout_of(options)), end="")
     else:
         text = options.into.read_text(encoding="utf-8")
         options.into.write_text(report.rewrite(text, options.results.name, results), encoding="utf-8")
     return outputs(Console(), options, before, results)
 
 
+def grid_of(options: argparse.Namespace) -> Grid:
+    """The grid of the options, and the default for what they leave open."""
+    default = PEER_GRID if options.peers else Grid()
+    given = {entry.name: getattr(options, entry.name) for entry in fields(Grid)}
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def layout_of(options: argparse.Namespace) -> report.Layout:
+    """A column for each library where libraries are compared, else a line."""
+    return report.LAYOUTS["peers" if options.peers else "lines"]
+
+
 def prepare_outputs(options: argparse.Namespace) -> Results | None:
     """The results to compare with; and any reason why an output cannot be made, before there is work to lose."""
     if options.fail_above is not None and options.compare is None:
         raise ArgumentError("--fail-above needs --compare FILE: the earlier results to compare with.")
-    if options.plot is not None:
-        plot.check(options.plot)
+    for option, path in (("--plot", options.plot), ("--curves", options.curves)):
+        if path is not None:
+            plot.check(path, option)
     return None if options.compare is None else Results.read(options.compare)
 
 
@@ -95,6 +129,8 @@ def outputs(console: Console, options: argparse.Namespace, before: Results | Non
     """Draw the plot, compare; returns the exit code."""
     if options.plot is not None:
         plot.plot(results, options.plot)
+    if options.curves is not None:
+        curves(results, options.curves)
     if before is None:
         return DONE
     changes = compare(before, results)
@@ -117,21 +153,36 @@ def measure_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", type=devices, default=["auto"], metavar="cpu,cuda", help="default: cpu, and cuda where it works")
-    add("--peer", type=words, default=[], metavar="PEER,...", help=f"also measure: {', '.join(peer_names())}")
     add(
-        "--op", type=words, default=["forward", "backward", "train"], metavar="forward,...", help="questions, see below"
+        "--peers",
+        type=words,
+        nargs="?",
+        const=["all"],
+        default=[],
+        metavar="PEER,...",
+        help=f"compare with other libraries: {', '.join(peer_names())}; without names: all that are installed",
     )
-    add("--sizes", type=sizes, default=grid.sizes, metavar="BxIxO,...", help="layers: batch, inputs, outputs")
+    add("--op", type=words, metavar="forward,...", help="questions, see below")
+    add("--sizes", type=sizes, metavar="BxIxO,...", help="layers: batch, inputs, outputs")
+    add("--networks", type=networks, metavar="784-512-10,...", help="widths of networks")
+    add("--batches", type=batches, metavar="1,32,...", help="batch sizes of the networks")
+    add("--max-gflop", type=number, metavar="N", help=f"leave out larger network cases: {grid.max_gflop:g}")
+    add("--dtype", choices=DTYPES)
+    add("--activation", dest="activations", type=names, metavar="NAME,...", help=f"default: {grid.activations[0]}")
+    add("--optimizer", dest="optimizers", type=names, metavar="NAME,...", help=f"default: {grid.optimizers[0]}")
+    add("--min-time", type=number, default=plan.min_time, metavar="S", help=f"seconds per line: {plan.min_time}")
+    add("--warmup", type=number, default=plan.warmup, metavar="S", help=f"seconds before each turn: {plan.warmup}")
+    add("--rounds", type=count, default=plan.rounds, metavar="N", help=f"samples per line: {plan.rounds}")
     add(
-        "--networks", type=networks, default=grid.networks, metavar="784-512-10,...", help="widths of networks to train"
+        "--max-others",
+        type=number,
+        default=plan.max_others,
+        metavar="CORES",
+        help=f"throw away samples during which other processes used more: {plan.max_others}",
     )
-    add("--batch", type=batches, default=grid.batches, metavar="1,32,...", help="batch sizes of the networks")
-    add("--dtype", choices=DTYPES, default=grid.dtype)
-    add("--activation", default=grid.activation, metavar="NAME", help=f"default: {grid.activation}")
-    add("--optimizer", default=grid.optimizer, metavar="NAME", help=f"default: {grid.optimizer}")
-    add("--min-time", type=duration, default=plan.min_time, metavar="S", help=f"seconds per line: {plan.min_time}")
-    add("--warmup", type=duration, default=plan.warmup, metavar="S", help=f"seconds before each turn: {plan.warmup}")
+    add("--memory", action="store_true", help="measure peak memory too, each line in a new process")
     add("--json", type=Path, metavar="PATH", help="write the results here")
+    add("--append", action="store_true", help="add to the results that are there already")
     add_outputs(parser)
     return parser
 
@@ -143,6 +194,7 @@ def report_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("--op", type=words, default=[], help="only these questions")
+    parser.add_argument("--peers", action="store_true", help="a column for each library, not a line")
     parser.add_argument(
         "--into", type=Path, metavar="README.md", help="rewrite this file's blocks <!-- bench: RESULTS.json --> instead"
     )
@@ -153,6 +205,7 @@ def report_parser(prog: str) -> argparse.ArgumentParser:
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """The options that measuring and `report` share."""
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the results (.png, .svg, .pdf)")
+    parser.add_argument("--curves", type=Path, metavar="PATH", help="draw networks' speed against batch and width")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="show the change against these earlier results")
     parser.add_argument(
         "--fail-above", type=percent, metavar="10%", help="exit code 1 if a median grew by more than this"
@@ -166,7 +219,8 @@ def words(text: str) -> list[str]:
 
 def devices(text: str) -> list[str]:
     """Names of devices between commas."""
-    return checked(text, r"auto|cpu|cuda(:\d+)?|reference", "cpu, cuda or cuda:N between commas", str)
+    pattern = rf"auto|(cpu|cuda(:\d+)?|reference)({EAGER})?|cpu{PLAIN}"
+    return checked(text, pattern, f"cpu, cuda, cuda:N, 'cpu{EAGER}' or 'cpu{PLAIN}' between commas", str)
 
 
 def sizes(text: str) -> tuple[tuple[int, int, int], ...]:
@@ -186,9 +240,19 @@ def batches(text: str) -> tuple[int, ...]:
     return tuple(checked(text, r"[1-9]\d*", "positive numbers between commas", int))
 
 
-def duration(text: str) -> float:
-    """Seconds, not negative."""
-    return checked(text, r"\d+(\.\d+)?", "a number of seconds", float)[0]
+def names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(words(text))
+
+
+def number(text: str) -> float:
+    """Not negative."""
+    return checked(text, r"\d+(\.\d+)?", "a number", float)[0]
+
+
+def count(text: str) -> int:
+    """A positive number."""
+    return batches(text)[0]
 
 
 def percent(text: str) -> float:

@@ -23,13 +23,19 @@ def machine() -> dict[str, Any]:
     """The machine, as data for the results; None where a fact cannot be had."""
     return {
         "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "ram_bytes": ram(),
         "os": platform.platform(),
+        "peak_gflops": None,  # measured only where a table shows it
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "blas": blas(),
         "gpu": gpu(),
     }
+
+
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu() -> str:
@@ -89,11 +95,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout these files are in, "-dirty" at its end when tracked files have changed; else None."""
+    """The commit of the checkout these files are in, "-dirty" at its end when tracked files have changed; else None.
+
+    Results do not count: writing some does not make the code another one.
+    """
     # An installation may lie inside of another project's checkout, whose commit says nothing.
     if not (CHECKOUT / "pyproject.toml").is_file():
         return None
-    return _output("git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
+    git = ("git", "-C", str(CHECKOUT))
+    found = _output(*git, "describe", "--always", "--abbrev=12", "--exclude=*")
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return f"{found}-dirty" if found and changed else found or None
 
 
 def date() -> str:

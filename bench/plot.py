@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from itertools import groupby
 from pathlib import Path
 
 from fcdense.errors import ArgumentError
@@ -11,8 +10,8 @@ from fcdense.errors import ArgumentError
 from .results import Results, Row
 
 
-def check(path: Path) -> None:
-    """Make sure that a plot can be written to `path`, before anything is measured.
+def check(path: Path, option: str) -> None:
+    """Make sure that a plot can be written to `path`, which was given for `option`, before anything is measured.
 
     Raises
     ------
@@ -20,22 +19,19 @@ def check(path: Path) -> None:
         matplotlib is not installed, or does not know the suffix.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError("--plot needs matplotlib, which is not installed: pip install 'fcdense[plot]'.")
+        raise ArgumentError(f"{option} needs matplotlib, which is not installed: pip install 'fcdense[plot]'.")
     from matplotlib.figure import Figure
 
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in formats:
-        raise ArgumentError(f"--plot {path}: the suffix chooses the format; use one of {', '.join(sorted(formats))}.")
+        raise ArgumentError(f"{option} {path}: the suffix chooses the format; use one of {', '.join(sorted(formats))}.")
 
 
 def plot(results: Results, path: Path) -> None:
     """Write GFLOP/s with their interquartile ranges to `path`; its suffix chooses the format (.png, .svg, .pdf)."""
     from matplotlib.figure import Figure
 
-    groups = [
-        (f"{question} ({setting})", list(rows))
-        for (question, setting), rows in groupby(results.rows, key=lambda row: (row.question, row.setting))
-    ]
+    groups = [(f"{question} ({setting})", rows) for (question, setting), rows in results.tables().items()]
     heights = [1.0 + 0.25 * len(rows) for _, rows in groups]
     figure = Figure(figsize=(8.0, sum(heights) + 0.8), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]

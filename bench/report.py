@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Collection, Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,71 +11,20 @@ from rich.table import Table as RichTable
 
 from fcdense.errors import ArgumentError
 
+from . import versus
 from .compare import Change
-from .results import Results, Row
+from .results import Results
+from .tables import Table, seconds, tables
 
 BLOCK = re.compile(r"(<!-- bench: (\S+?\.json)((?: \w+)*) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-EMPTY = "–"
 
 
-@dataclass(frozen=True)
-class Table:
-    """Text in cells: a line for each case and candidate."""
+MIN_LABEL = 8
 
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
+Layout = Callable[[Results, Collection[str]], list[Table]]
 
-
-def seconds(value: float) -> str:
-    """Three digits and a unit: 12.3 µs."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= 0.9995 * size:
-            return f"{digits(value / size)} {unit}"
-    return f"{digits(value / 1e-9)} ns"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    rounded = float(f"{value:.3g}")
-    decimals = 2 - math.floor(math.log10(rounded)) if rounded else 0
-    return f"{rounded:,.{max(decimals, 0)}f}"
-
-
-def tables(results: Results, questions: Collection[str] = ()) -> list[Table]:
-    """One table for each question and setting; of all questions unless some are named."""
-    wanted = [row for row in results.rows if not questions or row.question in questions]
-    return [
-        _table(f"{question} ({setting})", list(rows), results.missing)
-        for (question, setting), rows in groupby(wanted, key=lambda row: (row.question, row.setting))
-    ]
-
-
-def _table(title: str, rows: list[Row], missing: dict[str, str]) -> Table:
-    baseline = rows[0].candidate
-    against = len({row.candidate for row in rows}) > 1
-    headings = ["", "on", "median", "IQR", "GFLOP/s", *([f"against\n{baseline}"] if against else [])]
-    headings += ["first\ncall", "max\nerror"]
-    lines = []
-    for label, group in groupby(rows, key=lambda row: row.label):
-        first: Row | None = None
-        for row in group:
-            first = first or row
-            speedup = f"{digits(first.median_s / row.median_s)}x" if first.candidate == baseline else EMPTY
-            lines.append(
-                [
-                    label if row is first else "",
-                    row.candidate,
-                    seconds(row.median_s),
-                    f"{100.0 * row.iqr_s / row.median_s:.0f} %",
-                    digits(row.gflops),
-                    *([speedup] if against else []),
-                    seconds(row.first_call_s),
-                    "not finite" if row.error is None else f"{row.error:.1e}",
-                ]
-            )
-    lines += [["", name, *[EMPTY] * (len(headings) - 2)] for name in missing]
-    return Table(title, headings, lines)
+LAYOUTS: dict[str, Layout] = {"lines": tables, "peers": versus.tables}
+"""A line for each candidate, or a column for each; these words choose in the marks of a block."""
 
 
 def notes(results: Results) -> list[str]:
@@ -94,14 +40,26 @@ def notes(results: Results) -> list[str]:
         f"Medians over {plan['rounds']} interleaved rounds, at least {plan['min_time']:g} s of calls in each line; IQR "
         "is the interquartile range relative to the median; errors are relative to the float64 reference."
     )
+    disturbed = sum(row.disturbed for row in results.rows)
+    if disturbed:
+        taken = sum(row.rounds for row in results.rows)
+        how += f" {disturbed} of {taken} samples are left out because other processes disturbed them."
     when = f"{results.date}, commit {results.commit}." if results.commit else f"{results.date}."
-    empty = [f"{name} was not measured: {reason}" for name, reason in results.missing.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in results.missing.items():
+        reasons.setdefault(reason, []).append(name)
+    empty = [f"{'; '.join(names)} {plural(names)} not measured: {reason}" for reason, names in reasons.items()]
     return [f"{where}.", f"{how} {when}", *empty]
 
 
-def show(console: Console, results: Results) -> None:
+def plural(names: Collection[str]) -> str:
+    """The verb that goes with one name or several."""
+    return "was" if len(names) == 1 else "were"
+
+
+def show(console: Console, results: Results, layout: Layout = tables) -> None:
     """Print all tables and notes."""
-    for table in tables(results):
+    for table in layout(results, ()):
         _print(console, table)
     for note in notes(results):
         console.print(note, style="dim", highlight=False)
@@ -126,16 +84,22 @@ def show_changes(console: Console, changes: Sequence[Change], fail_above: float 
 
 
 def _print(console: Console, table: Table) -> None:
-    rich = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    console.print(table.title, style="bold", highlight=False)
+    rich = RichTable(box=box.SIMPLE_HEAD)
     rich.padding, rich.pad_edge = (0, 1, 0, 0), False
     for index, heading in enumerate(table.headings):
         rich.add_column(heading, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
     for row in table.rows:
         rich.add_row(*row)
-    console.print(rich)
+    needed = console.measure(rich, options=console.options.update(max_width=10_000)).maximum
+    longest = max((len(row[0]) for row in table.rows), default=0)
+    # Labels may be folded, numbers not: a table that is too wide is left to the terminal to break.
+    if console.width < needed - longest + MIN_LABEL:
+        rich.width = needed
+    console.print(rich, crop=rich.width is None, soft_wrap=rich.width is not None)
 
 
-def markdown(results: Results, questions: Collection[str] = ()) -> str:
+def markdown(results: Results, questions: Collection[str] = (), layout: Layout = tables) -> str:
     """All tables and notes in Markdown.
 
     Raises
@@ -147,7 +111,7 @@ def markdown(results: Results, questions: Collection[str] = ()) -> str:
     if absent:
         raise ArgumentError(f"The results have no rows of: {', '.join(sorted(absent))}.")
     paragraphs = []
-    for table in tables(results, questions):
+    for table in layout(results, questions):
         headings = [heading.replace("\n", " ") for heading in table.headings]
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *table.rows]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -159,7 +123,7 @@ def rewrite(text: str, name: str, results: Results) -> str:
     """`text` with every block of the results file called `name` written anew.
 
     A block stands between the lines `<!-- bench: NAME.json -->` and `<!-- /bench -->`; words after the name choose
-    questions.
+    questions, and "peers" the tables that compare libraries.
 
     Raises
     ------
@@ -174,6 +138,8 @@ def rewrite(text: str, name: str, results: Results) -> str:
     def block(match: re.Match[str]) -> str:
         if match[2] != name:
             return match[0]
-        return f"{match[1]}{markdown(results, match[3].split())}{match[4]}"
+        words = match[3].split()
+        layout = next((LAYOUTS[word] for word in words if word in LAYOUTS), tables)
+        return f"{match[1]}{markdown(results, [word for word in words if word not in LAYOUTS], layout)}{match[4]}"
 
     return BLOCK.sub(block, text)

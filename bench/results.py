@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fcdense.errors import FormatError
+from fcdense.errors import ArgumentError, FormatError
 
-FORMAT = "fcdense bench 1"
+FORMAT = "fcdense bench 2"
+NOT_FINITE = "not finite"
+NO_RESULT = "–"
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,19 @@ class Row:
         All parameters of the case.
     flops : int
         Multiplications and additions of its matrix products.
-    first_call_s : float
-        Seconds of the first call of this case, with whatever is compiled or allocated then.
+    start_s : float
+        Seconds of the first calls, after which results are compared; with whatever is compiled or allocated then.
     median_s, q1_s, q3_s : float
-        Quartiles over the rounds, seconds per call.
+        Quartiles over the samples, seconds per call.
+    samples : list of float or None
+        One for each round: the mean over `calls` calls. None: other processes disturbed it.
     calls, rounds : int
-        Each round's sample is the mean over so many calls.
-    error : float or None
-        Largest difference from the float64 reference, relative to the largest value of the array it is in. None:
-        there is a NaN or infinity.
+    error : float or str
+        Largest difference from the float64 reference, relative to the largest value of the array it is in; a word where
+        there is no such number.
+    peak_bytes : int or None
+        Memory that a process holds at most during three calls, over what it held after a very small case. None: not
+        measured.
     """
 
     question: str
@@ -41,21 +49,33 @@ class Row:
     candidate: str
     case: dict[str, Any]
     flops: int
-    first_call_s: float
+    start_s: float
     median_s: float
     q1_s: float
     q3_s: float
+    samples: list[float | None]
     calls: int
     rounds: int
-    error: float | None
+    error: float | str
+    peak_bytes: int | None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.question, self.label, self.setting, self.candidate
 
     @property
+    def name(self) -> str:
+        """All of the key in words."""
+        return f"{self.candidate}, {self.question} {self.label} ({self.setting})"
+
+    @property
     def iqr_s(self) -> float:
         return self.q3_s - self.q1_s
+
+    @property
+    def disturbed(self) -> int:
+        """Rounds without a sample."""
+        return self.samples.count(None)
 
     @property
     def gflops(self) -> float:
@@ -76,7 +96,7 @@ class Results:
     machine, versions, plan : dict
         Where, with what, and for how long it was measured.
     missing : dict of str
-        Devices that could not be measured, with the reason.
+        Candidates and rows (by `Row.name`) that could not be measured, with the reason.
     rows : list of Row
     """
 
@@ -87,6 +107,14 @@ class Results:
     plan: dict[str, Any]
     missing: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+
+    def tables(self, questions: Collection[str] = ()) -> dict[tuple[str, str], list[Row]]:
+        """The rows by question and setting, of all questions or those named; those of one case beside each other."""
+        found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+        for row in self.rows:
+            if not questions or row.question in questions:
+                found.setdefault((row.question, row.setting), {}).setdefault(row.label, []).append(row)
+        return {key: list(chain.from_iterable(labels.values())) for key, labels in found.items()}
 
     def write(self, path: Path) -> None:
         """Write JSON."""
@@ -112,6 +140,44 @@ class Results:
         for row in data["rows"]:
             _check_fields(path, row, Row)
         return Results(**{**data, "rows": [Row(**row) for row in data["rows"]]})
+
+
+def merge(before: Results, after: Results) -> Results:
+    """Both in one: `after` wins where both have a row.
+
+    Raises
+    ------
+    ArgumentError
+        They were not measured on the same machine, with the same versions and plan, from the same commit.
+    """
+    differing = [
+        *(f"machine.{name}" for name in ("cpu", "cores", "os") if before.machine[name] != after.machine[name]),
+        *(
+            f"{name} version"
+            for name, version in before.versions.items()
+            if after.versions.get(name, version) != version
+        ),
+        *(["plan"] if before.plan != after.plan else []),
+        *(["commit"] if before.commit != after.commit else []),
+    ]
+    if differing:
+        raise ArgumentError(
+            f"These results cannot be put together with the earlier ones; these differ: {', '.join(differing)}. "
+            "Measure all of it anew, or write to another file."
+        )
+    rows = {row.key: row for row in [*before.rows, *after.rows]}
+    measured = {row.candidate for row in rows.values()} | {row.name for row in rows.values()}
+    missing = {name: why for name, why in (before.missing | after.missing).items() if name not in measured}
+    machine = after.machine | {"load_average": max_or_none(before.machine, after.machine, "load_average")}
+    machine["peak_gflops"] = max_or_none(before.machine, after.machine, "peak_gflops")
+    return Results(
+        after.date, after.commit, machine, before.versions | after.versions, after.plan, missing, list(rows.values())
+    )
+
+
+def max_or_none(first: dict[str, Any], second: dict[str, Any], name: str) -> Any:
+    """The larger of two values of which either may be missing."""
+    return max((value for value in (first[name], second[name]) if value is not None), default=None)
 
 
 def _check_fields(path: Path, data: Any, kind: type) -> None:

@@ -10,12 +10,16 @@ from typing import Protocol
 
 import numpy as np
 
+from .cases import Lap
+
+ATTEMPTS = 3
+
 
 class Timed(Protocol):
     """What can be timed."""
 
-    def time(self, calls: int) -> int:
-        """Nanoseconds that this many calls take, from the start of the first to the end of all work they began."""
+    def time(self, calls: int) -> Lap:
+        """Time this many calls, from the start of the first to the end of all work they began."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,17 @@ class Plan:
         threads of the candidate before it fall asleep. On two cores a product of OpenBLAS took twice its time for 50 to
         100 ms after another process's, whose threads were still spinning.
     rounds : int
-        In every round each candidate has its turn, so that a clock that drifts hits all alike.
+        In every round each candidate has its turn, so that a clock that drifts hits all alike. Every other round goes
+        backwards, so that none always follows the same one.
+    max_others : float
+        A sample during which other processes used more cores than this is taken again, up to three times in all, and
+        then left out.
     """
 
     min_time: float = 0.2
     warmup: float = 0.15
     rounds: int = 11
+    max_others: float = 0.25
 
     @property
     def sample_ns(self) -> int:
@@ -46,14 +55,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, a sample for each round; every sample is the mean over `calls` calls."""
+    """Seconds per call, a sample for each round: the mean over `calls` calls, or None where it was disturbed."""
 
     calls: int
-    samples: tuple[float, ...]
+    samples: tuple[float | None, ...]
+
+    @property
+    def kept(self) -> list[float]:
+        """The samples that were not disturbed."""
+        return [sample for sample in self.samples if sample is not None]
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        first, median, third = np.percentile(self.samples, [25, 50, 75])
+        first, median, third = np.percentile(self.kept, [25, 50, 75])
         return float(first), float(median), float(third)
 
 
@@ -63,13 +77,24 @@ def measure(candidates: Sequence[Timed], plan: Plan) -> list[Timing]:
     for candidate in candidates:
         warm_up(candidate, plan.warmup)
         calls.append(calls_for(candidate, plan.sample_ns))
-    samples: list[list[float]] = [[] for _ in candidates]
+    samples: list[list[float | None]] = [[] for _ in candidates]
+    turns = list(zip(candidates, calls, samples, strict=True))
+    warmup = plan.warmup if len(candidates) > 1 else 0.0  # one candidate alone stays warm
     for _ in range(plan.rounds):
-        for candidate, count, taken in zip(candidates, calls, samples, strict=True):
-            if len(candidates) > 1:
-                warm_up(candidate, plan.warmup)
-            taken.append(1e-9 * candidate.time(count) / count)
+        for candidate, count, taken in turns:
+            taken.append(sample(candidate, count, warmup, plan.max_others))
+        turns.reverse()
     return [Timing(count, tuple(taken)) for count, taken in zip(calls, samples, strict=True)]
+
+
+def sample(candidate: Timed, calls: int, warmup: float, max_others: float) -> float | None:
+    """Seconds per call, or None if other processes disturbed every attempt."""
+    for _ in range(ATTEMPTS):
+        warm_up(candidate, warmup)
+        lap = candidate.time(calls)
+        if lap.others <= max_others:
+            return 1e-9 * lap.ns / calls
+    return None
 
 
 def warm_up(candidate: Timed, seconds: float) -> None:
@@ -82,6 +107,6 @@ def warm_up(candidate: Timed, seconds: float) -> None:
 def calls_for(candidate: Timed, sample_ns: int) -> int:
     """How many calls last `sample_ns` or a little longer."""
     calls = 1
-    while (elapsed := candidate.time(calls)) < sample_ns:
+    while (elapsed := candidate.time(calls).ns) < sample_ns:
         calls = min(10 * calls, math.ceil(1.1 * calls * sample_ns / max(elapsed, 1)))
     return calls

@@ -8,36 +8,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cases import Arrays, Case, Layer, Network, Run
+from ..cases import Arrays, Case, Layer, Run
+from ..networks import Network
+from ..questions.train import Train
 
-VERSION = np.__version__
+VERSIONS = {"numpy": np.__version__}
 
 Array = NDArray[Any]
 Function = Callable[[Array], Array]
+Update = Callable[[str, Array, Array], Array]
 
-# name: (f, f' in terms of y = f(x))
+# name: (f, f' in terms of y = f(x)). GELU is missing: NumPy has no erf.
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "linear": (lambda x: x, np.ones_like),
     "relu": (lambda x: np.maximum(x, 0), lambda y: (y > 0).astype(y.dtype)),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda y: y * (1 - y)),
     "tanh": (np.tanh, lambda y: 1 - y * y),
 }
 
 
 def prepare(case: Case, data: Arrays) -> Run | None:
-    """Forward, backward, and training with Adam, for the activations above."""
+    """Layers, prediction, and training with Adam and SGD, for the activations above."""
     if case.activation not in FUNCTIONS:
         return None
     f, slope = FUNCTIONS[case.activation]
-    if isinstance(case, Layer) and case.question == "forward":
-        return forward(f, data)
-    if isinstance(case, Layer) and case.question == "backward":
-        return backward(f, slope, data)
-    if isinstance(case, Network) and case.question == "train" and case.optimizer == "adam":
-        return train(len(case.widths) - 1, f, slope, data)
-    return None
+    if isinstance(case, Layer):
+        return {"forward": forward, "backward": backward}[case.question](f, slope, data)
+    if isinstance(case, Train):
+        update = {"adam": adam, "sgd": sgd}.get(case.optimizer)
+        return update and train(len(case.widths) - 1, f, slope, update(case.learning_rate), data)
+    return predict(len(case.widths) - 1, f, data) if isinstance(case, Network) else None
 
 
-def forward(f: Function, data: Arrays) -> Run:
+def forward(f: Function, slope: Function, data: Arrays) -> Run:
     """f(x @ w + b)."""
     results: Arrays = {}
 
@@ -60,28 +63,33 @@ def backward(f: Function, slope: Function, data: Arrays) -> Run:
     return Run(call, lambda: dict(results))
 
 
-def train(layers: int, f: Function, slope: Function, data: Arrays) -> Run:
-    """Forward, softmax cross entropy, backward, Adam."""
-    x, target = data["x"], data["target"]
-    rows = np.arange(len(x))
-    parameters = {name: data[name].copy() for name in data if name[0] in "wb"}
-    first = {name: np.zeros_like(value) for name, value in parameters.items()}
-    second = {name: np.zeros_like(value) for name, value in parameters.items()}
-    gradients: Arrays = {}
-    losses: list[Array] = []
-    steps = 0
+def layer_outputs(layers: int, f: Function, parameters: Arrays, x: Array) -> list[Array]:
+    """x, the output of each hidden layer, and the logits."""
+    values = [x]
+    for index in range(layers):
+        z = values[-1] @ parameters[f"w{index}"] + parameters[f"b{index}"]
+        values.append(z if index == layers - 1 else f(z))
+    return values
 
-    def layer_outputs() -> list[Array]:
-        values = [x]
-        for index in range(layers):
-            z = values[-1] @ parameters[f"w{index}"] + parameters[f"b{index}"]
-            values.append(z if index == layers - 1 else f(z))
-        return values
+
+def predict(layers: int, f: Function, data: Arrays) -> Run:
+    """The logits."""
+    results: Arrays = {}
 
     def call() -> None:
-        nonlocal steps
-        steps += 1
-        values = layer_outputs()
+        results["logits"] = layer_outputs(layers, f, data, data["x"])[-1]
+
+    return Run(call, lambda: dict(results))
+
+
+def train(layers: int, f: Function, slope: Function, update: Update, data: Arrays) -> Run:
+    """Forward, softmax cross entropy, backward, update."""
+    x, target, parameters = data["x"], data["target"], data
+    rows = np.arange(len(x))
+    losses: list[Array] = []
+
+    def call() -> None:
+        values = layer_outputs(layers, f, parameters, x)
         logits = values.pop()
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -89,6 +97,7 @@ def train(layers: int, f: Function, slope: Function, data: Arrays) -> Run:
         dz = np.exp(log_p)
         dz[rows, target] -= 1
         dz /= len(x)
+        gradients: Arrays = {}
         for index in reversed(range(layers)):
             gradients[f"b{index}"] = dz.sum(axis=0)
             gradients[f"w{index}"] = values[-1].T @ dz
@@ -96,12 +105,30 @@ def train(layers: int, f: Function, slope: Function, data: Arrays) -> Run:
             if index:
                 dz = (dz @ parameters[f"w{index}"].T) * slope(y)
         for name, g in gradients.items():
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.999 * second[name] + 0.001 * g * g
-            average, square = first[name] / (1 - 0.9**steps), second[name] / (1 - 0.999**steps)
-            parameters[name] -= 1e-3 * average / (np.sqrt(square) + 1e-8)
+            parameters[name] = update(name, parameters[name], g)
 
     def outputs() -> Arrays:
-        return {**gradients, "loss": np.asarray(losses[0]), "logits_after": layer_outputs()[-1]}
+        return {"loss": np.asarray(losses[0]), "logits": layer_outputs(layers, f, parameters, x)[-1]}
 
     return Run(call, outputs)
+
+
+def sgd(learning_rate: float) -> Update:
+    """w - η g."""
+    return lambda name, w, g: w - learning_rate * g
+
+
+def adam(learning_rate: float) -> Update:
+    """Adam as Kingma and Ba (2015) write it in algorithm 1."""
+    moments: dict[str, tuple[Array, Array, int]] = {}
+
+    def update(name: str, w: Array, g: Array) -> Array:
+        first, second, steps = moments.get(name, (np.zeros_like(w), np.zeros_like(w), 0))
+        steps += 1
+        first = 0.9 * first + 0.1 * g
+        second = 0.999 * second + 0.001 * g * g
+        moments[name] = first, second, steps
+        average, square = first / (1 - 0.9**steps), second / (1 - 0.999**steps)
+        return w - learning_rate * average / (np.sqrt(square) + 1e-8)
+
+    return update

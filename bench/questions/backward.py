@@ -37,5 +37,5 @@ class Backward(Layer):
 
 
 def cases(grid: Grid) -> list[Case]:
-    """A row for each size."""
-    return [Backward(grid.dtype, grid.activation, *size) for size in grid.sizes]
+    """A row for each size and activation."""
+    return [Backward(grid.dtype, activation, *size) for activation in grid.activations for size in grid.sizes]

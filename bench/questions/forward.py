@@ -32,5 +32,5 @@ class Forward(Layer):
 
 
 def cases(grid: Grid) -> list[Case]:
-    """A row for each size."""
-    return [Forward(grid.dtype, grid.activation, *size) for size in grid.sizes]
+    """A row for each size and activation."""
+    return [Forward(grid.dtype, activation, *size) for activation in grid.activations for size in grid.sizes]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from fcdense import backends
-from fcdense.backends import Probe
+from fcdense.backends import Device, Probe
+from fcdense.backends.cpu import CpuBackend
 from fcdense.bench import candidates, questions
-from fcdense.bench.candidates import DeviceCandidate, PeerCandidate, PeerError, find, peer_names, serve
+from fcdense.bench.candidates import Candidate, CandidateError, Server, find, own, peer_names, serve, variants
 from fcdense.bench.cases import Grid
 from fcdense.bench.runner import max_error, reference
 from fcdense.errors import DeviceError, UnknownNameError
@@ -20,50 +23,77 @@ GRID = Grid(sizes=((9, 8, 7),), networks=((8, 6, 5),), batches=(9,))
 
 
 @pytest.fixture(scope="module")
-def peer() -> Iterator[PeerCandidate]:
+def peer() -> Iterator[Candidate]:
     """The NumPy peer in its process."""
-    candidate = PeerCandidate("numpy")
-    yield candidate
-    candidate.close()
+    with closing(Candidate("numpy")) as candidate:
+        candidate.wait()
+        yield candidate
 
 
-@pytest.mark.parametrize("question", ["forward", "backward", "train"])
-def test_a_peer_computes_the_same_from_the_same_data(peer: PeerCandidate, question: str) -> None:
+@pytest.mark.parametrize("question", ["forward", "backward", "train", "predict"])
+def test_a_peer_computes_the_same_from_the_same_data(peer: Candidate, question: str) -> None:
     (case,) = questions.cases([question], GRID)
     assert peer.prepare(case)
-    assert peer.time(1) > 0
+    assert peer.time(case.steps).ns > 0
     error = max_error(peer.outputs(), reference(case))
-    assert error is not None
+    assert isinstance(error, float)
     assert 0.0 < error < 2e-6
-    assert peer.time(50) > peer.time(1), "time is taken over all calls"
+    assert peer.time(50).ns > peer.time(1).ns, "time is taken over all calls"
 
 
-def test_a_peer_may_lack_a_case(peer: PeerCandidate) -> None:
-    (case,) = questions.cases(["forward"], Grid(sizes=((2, 2, 2),), activation="gelu"))
+def test_a_peer_may_lack_a_case(peer: Candidate) -> None:
+    (case,) = questions.cases(["forward"], Grid(sizes=((2, 2, 2),), activations=("gelu",)))
     assert not peer.prepare(case)
     (case,) = questions.cases(["forward"], Grid(sizes=((2, 2, 2),)))
     assert peer.prepare(case), "the next one is served"
 
 
-def test_a_peer_tells_its_version(peer: PeerCandidate) -> None:
+def test_a_peer_tells_its_version(peer: Candidate) -> None:
     assert peer.versions == {"numpy": np.__version__}
 
 
-def test_a_peer_that_cannot_be_imported() -> None:
+def test_a_peer_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "peer_names", lambda: ["not_there"])
     ours, theirs = multiprocessing.Pipe()
-    serve("fcdense.bench.peers.not_there", theirs)
+    serve("not_there", theirs)
     answer = ours.recv()
-    assert isinstance(answer, PeerError)
+    assert isinstance(answer, CandidateError)
     assert "ModuleNotFoundError" in str(answer)
 
 
+def test_a_request_that_fails_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(server: Server, case: object) -> bool:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(Server, "prepare", fails)
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=serve, args=("cpu", theirs))
+    thread.start()
+    assert ours.recv() == {}
+    for _ in range(2):
+        ours.send(("prepare", None))
+        answer = ours.recv()
+        assert isinstance(answer, CandidateError)
+        assert str(answer) == "MemoryError: too large"
+    ours.close()
+    thread.join()
+
+
 def test_a_peer_that_dies() -> None:
-    candidate = PeerCandidate("numpy")
+    candidate = Candidate("numpy")
     candidate._process.kill()
     candidate._process.join()
-    with pytest.raises(PeerError, match="ended without an answer"):
-        candidate.time(1)
+    with pytest.raises(CandidateError, match="ended without an answer"):
+        candidate.wait()
     candidate.close()
+
+
+def found_names(devices: list[str], others: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the candidates, whose processes end again."""
+    found, missing = find(devices, others)
+    for candidate in found:
+        candidate.close()
+    return [candidate.name for candidate in found], missing
 
 
 def test_peers_are_files() -> None:
@@ -72,38 +102,64 @@ def test_peers_are_files() -> None:
         find(["cpu"], ["numpi"])
 
 
-def test_a_device_is_a_candidate() -> None:
-    candidate = DeviceCandidate(backends.device("cpu"))
+def test_all_peers_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "peer_names", lambda: ["numpy", "not_there"])
+    names, missing = found_names(["cpu"], ["all"])
+    assert names == ["cpu", *variants({}), "numpy"]
+    assert "Candidate 'not_there'" in missing["not_there"]
+    assert "fcdense[peers]" in missing["not_there"]
+    with pytest.raises(CandidateError, match="not_there"):
+        find(["cpu"], ["not_there"])
+
+
+def test_fcdense_is_compared_with_less_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compiled(CpuBackend):
+        """What Numba would bring."""
+
+    missing: dict[str, str] = {}
+    monkeypatch.setattr(candidates.backends, "device", lambda name: Device("cpu", backend=CpuBackend()))
+    assert variants(missing) == ["cpu eager"]
+    assert "without it" in missing["cpu without numba"]
+    monkeypatch.setattr(candidates.backends, "device", lambda name: Device("cpu", backend=Compiled()))
+    assert variants({}) == ["cpu eager", "cpu without numba"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu eager", "cpu without numba", "reference"])
+@pytest.mark.parametrize("question", ["train", "predict"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_devices_and_their_variants_are_candidates(name: str, question: str, optimizer: str) -> None:
+    grid = Grid(networks=((8, 7, 5),), batches=(9,), activations=("gelu",), optimizers=(optimizer,))
+    (case,) = questions.cases([question], grid)
+    run = own(name)(case, case.data())
+    assert run is not None
+    assert run.time(case.steps).ns > 0
+    error = max_error(run.outputs(), reference(case))
+    assert isinstance(error, float)
+    assert error < 2e-6
+
+
+def test_a_layer_has_nothing_to_capture() -> None:
     (case,) = questions.cases(["forward"], GRID)
-    assert candidate.name == "cpu"
-    assert candidate.prepare(case)
-    assert candidate.time(2) > 0
-    assert candidate.outputs()["y"].shape == (9, 7)
-    candidate.close()
+    assert own("cpu eager")(case, case.data()) is None
+    assert own("cpu")(case, case.data()) is not None
 
 
 def test_auto_says_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     probes = (Probe("driver", True, "1 GPU"), Probe("cupy", False, "CuPy is not installed."))
     monkeypatch.setattr(candidates.backends, "cuda_probes", lambda: probes)
-    found, missing = find(["auto"], [])
-    assert [candidate.name for candidate in found] == ["cpu"]
-    assert missing == {"cuda": "probe 'cupy' failed: CuPy is not installed."}
+    assert found_names(["auto"], []) == (["cpu"], {"cuda": "probe 'cupy' failed: CuPy is not installed."})
 
 
 def test_a_device_named_twice_is_measured_once() -> None:
-    found, missing = find(["cpu", "reference", "cpu"], [])
-    assert [candidate.name for candidate in found] == ["cpu", "reference"]
-    assert missing == {}
+    assert found_names(["cpu", "reference", "cpu", "cpu eager"], []) == (["cpu", "reference", "cpu eager"], {})
 
 
 @pytest.mark.skipif(backends.cuda_probes()[-1].passed, reason="there is a GPU")
 def test_an_explicit_gpu_is_an_error_where_there_is_none() -> None:
     with pytest.raises(DeviceError, match="probe '"):
-        find(["cpu", "cuda"], [])
+        find(["cpu", "cuda eager"], [])
 
 
 @pytest.mark.gpu
 def test_auto_finds_the_gpu() -> None:
-    found, missing = find(["auto"], [])
-    assert [candidate.name for candidate in found] == ["cpu", "cuda:0"]
-    assert missing == {}
+    assert found_names(["auto"], []) == (["cpu", "cuda:0"], {})

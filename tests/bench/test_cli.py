@@ -14,12 +14,13 @@ import threadpoolctl
 
 from fcdense import backends
 from fcdense.bench import cli, machine
+from fcdense.bench.candidates import Candidate, CandidateError
 from fcdense.bench.cli import DONE, MISSING, REGRESSION, USAGE, main
 from fcdense.bench.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--min-time", "0.001", "--warmup", "0"]
-TINY = ["--sizes", "1x4x3,2x4x3", "--networks", "4-3-2", "--batch", "1,2", *QUICK]
+QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3", "--max-others", "99"]
+TINY = ["--sizes", "1x4x3,2x4x3", "--networks", "4-3-2", "--batches", "1,2", *QUICK]
 
 
 def measured(path: Path, *arguments: str) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def test_the_whole_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for row in data["rows"]:
         assert row["error"] < 1e-6
         assert 0 < row["q1_s"] <= row["median_s"] <= row["q3_s"]
-        assert row["first_call_s"] > 0
+        assert row["start_s"] > 0
+        assert len(row["samples"]) == row["rounds"] == 3
         assert row["calls"] >= 1
     assert data["rows"][0]["case"] == {
         "dtype": "float32",
@@ -59,12 +61,12 @@ def test_the_whole_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_where_and_when(tmp_path: Path) -> None:
     data = measured(tmp_path / "a.json", "--op", "forward", "--device", "cpu")
-    assert {"cpu", "cores", "ram_bytes", "os", "load_average", "blas", "gpu"} == set(data["machine"])
+    assert {"cpu", "cores", "ram_bytes", "os", "peak_gflops", "load_average", "blas", "gpu"} == set(data["machine"])
     assert data["machine"]["cores"] >= 1
     assert data["machine"]["blas"]["name"]
     assert {"python", "numpy", "fcdense"} <= set(data["versions"])
     assert data["date"].endswith("+00:00")
-    assert data["plan"] == {"min_time": 0.001, "warmup": 0.0, "rounds": 11}
+    assert data["plan"] == {"min_time": 0.001, "warmup": 0.0, "rounds": 3, "max_others": 99.0}
     assert data["missing"] == {}
 
 
@@ -87,8 +89,87 @@ def test_settings_reach_the_rows(tmp_path: Path) -> None:
 
 
 def test_peers_are_columns(tmp_path: Path) -> None:
-    data = measured(tmp_path / "a.json", "--device", "cpu", "--peer", "numpy", "--op", "forward", "--sizes", "2x3x4")
+    data = measured(tmp_path / "a.json", "--device", "cpu", "--peers", "numpy", "--op", "forward", "--sizes", "2x3x4")
     assert [row["candidate"] for row in data["rows"]] == ["cpu", "numpy"]
+
+
+def test_the_table_of_libraries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "cpu,cpu eager", "--peers", "numpy,limit_numpy", "--optimizer", "adam,sgd", "--op"]
+    data = measured(tmp_path / "a.json", *options, "train,predict", "--batches", "2")
+    found = [(row["question"], row["setting"], row["candidate"]) for row in data["rows"]]
+    candidates = ["cpu", "cpu eager", "numpy", "limit_numpy"]
+    settings = [("train", "relu, float32, adam"), ("train", "relu, float32, sgd"), ("predict", "relu, float32")]
+    assert found == [(*setting, candidate) for setting in settings for candidate in candidates]
+    assert all(row["error"] < 1e-6 for row in data["rows"] if row["candidate"] != "limit_numpy")
+    assert data["machine"]["peak_gflops"] or "share of the FMA peak" in data["missing"]
+    shown = capsys.readouterr().out
+    for part in ("products", "time of a step", "max error", "cpu eager"):
+        assert part in shown
+    assert main(["report", str(tmp_path / "a.json"), "--peers", "--op", "train"]) == DONE
+    assert "**train (relu, float32, sgd): time of a step**" in capsys.readouterr().out
+
+
+def test_a_grid_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    common = ["--op", "predict", "--networks", "4-3", "--append"]
+    measured(path, *common, "--device", "cpu", "--batches", "1")
+    measured(path, *common, "--device", "cpu", "--batches", "2", "--peers", "numpy")
+    data = measured(path, *common, "--device", "reference", "--batches", "1")
+    found = [(row["label"], row["candidate"]) for row in data["rows"]]
+    assert found == [
+        ("4-3, batch 1", "cpu"),
+        ("4-3, batch 2", "cpu"),
+        ("4-3, batch 2", "numpy"),
+        ("4-3, batch 1", "reference"),
+    ]
+
+
+def test_parts_that_do_not_fit_are_refused_before_there_is_work_to_lose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    measured(path, "--op", "forward", "--device", "cpu")
+    monkeypatch.setattr(cli.runner, "run", lambda *_: pytest.fail("nothing is measured"))
+    again = [*TINY, "--device", "cpu", "--json", str(path), "--append"]
+    assert main([*again, "--rounds", "4"]) == USAGE
+    assert "these differ: plan" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_when_the_rest_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_one = cli.runner.run
+
+    def fails_later(about: Results, case: Any, *rest: Any) -> Results:
+        if case.batch == 2:
+            raise KeyboardInterrupt
+        return measure_one(about, case, *rest)
+
+    monkeypatch.setattr(cli.runner, "run", fails_later)
+    path = tmp_path / "a.json"
+    with pytest.raises(KeyboardInterrupt):
+        main([*TINY, "--op", "forward", "--device", "cpu", "--json", str(path)])
+    assert [row.label for row in Results.read(path).rows] == ["1x4x3"]
+
+
+def test_a_candidate_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Candidate.prepare
+
+    def fails(candidate: Candidate, case: Any) -> bool:
+        if candidate.name == "reference":
+            raise CandidateError("no more memory")
+        return prepare(candidate, case)
+
+    monkeypatch.setattr(Candidate, "prepare", fails)
+    data = measured(tmp_path / "a.json", "--op", "forward", "--sizes", "1x2x3", "--device", "cpu,reference")
+    assert [row["candidate"] for row in data["rows"]] == ["cpu"]
+    assert data["missing"] == {"reference, forward 1x2x3 (relu, float32)": "no more memory"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc, which only Linux has")
+def test_memory_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--op", "predict", "--batches", "2", "--device", "cpu", "--peers", "numpy", "--memory"]
+    data = measured(tmp_path / "a.json", *options)
+    assert all(0 <= row["peak_bytes"] < 64 * 2**20 for row in data["rows"])
+    assert "peak memory" in " ".join(capsys.readouterr().out.split())
 
 
 def scaled(path: Path, factor: float, target: Path) -> Path:
@@ -121,18 +202,21 @@ def test_regressions_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (["--sizes", "3x4"], "expected BxIxO"),
         (["--sizes", "0x4x4"], "expected BxIxO"),
+        (["--rounds", "0"], "expected positive numbers"),
         (["--networks", "784"], "expected widths such as 784-512-10"),
-        (["--batch", "1,,2"], "expected positive numbers"),
-        (["--device", "gpu"], "expected cpu, cuda or cuda:N"),
+        (["--batches", "1,,2"], "expected positive numbers"),
+        (["--device", "gpu"], "expected cpu, cuda, cuda:N"),
         (["--dtype", "int8"], "invalid choice"),
         (["--min-time", "-1"], "--min-time"),
         (["--fail-above", "much"], "expected a percentage"),
         (["--fail-above", "10%"], "needs --compare"),
+        (["--append"], "--append needs --json"),
+        (["--op", "train", "--max-gflop", "0"], "No case is left"),
         (["--op", "forwards"], "Unknown question 'forwards'"),
         (["--activation", "rely"], "Did you mean 'relu'"),
         (["--activation", "softmax"], "works on rows"),
         (["--optimizer", "adm"], "Unknown optimizer 'adm'"),
-        (["--peer", "tourch"], "Unknown peer 'tourch'"),
+        (["--peers", "tourch"], "Unknown peer 'tourch'"),
         (["--compare", "not_there.json"], "cannot be read"),
         (["report", "not_there.json"], "cannot be read"),
         (["report"], "required"),
@@ -181,12 +265,15 @@ def test_report_draws(tmp_path: Path) -> None:
     measured(path, "--op", "forward", "--device", "cpu")
     assert main(["report", str(path), "--plot", str(tmp_path / "a.png")]) == DONE
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    measured(path, "--op", "train", "--device", "cpu", "--curves", str(tmp_path / "b.png"))
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*TINY, "--op", "forward", "--curves", str(tmp_path / "c.png")]) == USAGE
 
 
 @pytest.mark.parametrize("module", ["bench", "fcdense.bench"])
 def test_it_is_a_program(module: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    command = [sys.executable, "-m", module, *TINY, "--op", "forward", "--device", "cpu", "--peer", "numpy"]
+    command = [sys.executable, "-m", module, *TINY, "--op", "forward", "--device", "cpu", "--peers", "numpy"]
     done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == DONE, done.stderr
     assert len(Results.read(path).rows) == 4
@@ -196,7 +283,7 @@ def test_help_lists_the_questions(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"], prog="fcdense bench")
     shown = capsys.readouterr().out
-    for part in ("usage: fcdense bench", "forward", "backward", "train", "also measure: numpy"):
+    for part in ("usage: fcdense bench", "forward", "backward", "train", "compare with other libraries: jax"):
         assert part in shown
 
 
@@ -214,11 +301,16 @@ def test_the_commit_tells_changed_files(tmp_path: Path, monkeypatch: pytest.Monk
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     (tmp_path / "pyproject.toml").write_text("a")
+    kept = tmp_path / "bench" / "results" / "a.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
     git("init", "--quiet")
-    git("add", "pyproject.toml")
+    git("add", ".")
     git("commit", "--quiet", "--message", "first")
     monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
     head = git("rev-parse", "HEAD")[:12]
+    assert machine.commit() == head
+    kept.write_text("[]")
     assert machine.commit() == head
     (tmp_path / "pyproject.toml").write_text("b")
     assert machine.commit() == f"{head}-dirty"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,40 +11,13 @@ from rich.console import Console
 
 from fcdense.bench import plot, report
 from fcdense.bench.compare import compare
-from fcdense.bench.report import BLOCK, digits, markdown, notes, rewrite, seconds, tables
-from fcdense.bench.results import Results, Row
+from fcdense.bench.report import BLOCK, markdown, notes, rewrite
+from fcdense.bench.results import NOT_FINITE, Results
+from fcdense.bench.tables import digits, seconds, tables
 from fcdense.errors import ArgumentError
+from tests.bench.made_up import results, row
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def row(candidate: str, median: float, label: str = "32x64x64", question: str = "forward", **changes: object) -> Row:
-    """A row that took `median` seconds."""
-    filled = Row(
-        question,
-        label,
-        "relu, float32",
-        candidate,
-        {},
-        4_000_000,
-        0.5,
-        median,
-        0.9 * median,
-        1.2 * median,
-        10,
-        11,
-        1e-7,
-    )
-    return replace(filled, **changes)  # type: ignore[arg-type]
-
-
-def results(*rows: Row) -> Results:
-    """Results of a made-up machine without a GPU."""
-    machine = {"cpu": "Chip", "cores": 4, "os": "Linux", "gpu": None}
-    machine["blas"] = {"name": "openblas", "version": "0.3", "threads": 4, "architecture": None}
-    plan = {"min_time": 0.2, "warmup": 0.1, "rounds": 11}
-    missing = {"cuda": "probe 'driver' failed: no driver."}
-    return Results("2026-01-02T03:04:05+00:00", "abc123", machine, {"numpy": "2.4"}, plan, missing, list(rows))
 
 
 def printed(whole: Results) -> str:
@@ -97,12 +69,12 @@ def test_a_table_for_each_question_and_setting() -> None:
 def test_a_line_for_each_candidate() -> None:
     rows = [
         row("cpu", 4e-3),
-        row("cuda:0", 1e-3, error=None),
+        row("cuda:0", 1e-3, error=NOT_FINITE),
         row("cpu", 1e-3, "64x64x64"),
         row("cuda:0", 2e-3, "64x64x64"),
     ]
     (table,) = tables(results(*rows))
-    assert table.headings == ["", "on", "median", "IQR", "GFLOP/s", "against\ncpu", "first\ncall", "max\nerror"]
+    assert table.headings == ["", "on", "median", "IQR", "GFLOP/s", "against\ncpu", "start", "max\nerror"]
     assert table.rows == [
         ["32x64x64", "cpu", "4.00 ms", "30 %", "1.00", "1.00x", "500 ms", "1.0e-07"],
         ["", "cuda:0", "1.00 ms", "30 %", "4.00", "4.00x", "500 ms", "not finite"],
@@ -133,6 +105,12 @@ def test_notes_say_where_and_why() -> None:
     ):
         assert part in text
     assert "cuda was not measured: probe 'driver' failed: no driver." in text
+    assert "disturbed" not in text
+    text = "\n".join(notes(results(missing={"torch": "none", "cuda": "no driver", "jax": "none"})))
+    assert "torch; jax were not measured: none" in text
+    assert "cuda was not measured: no driver" in text
+    text = "\n".join(notes(results(row("cpu", 1.0, samples=[1.0, None, None]), row("torch", 1.0))))
+    assert "2 of 6 samples are left out" in text
 
 
 def test_the_terminal_shows_all_of_it() -> None:
@@ -148,6 +126,13 @@ def test_a_narrow_terminal_shows_every_digit() -> None:
     assert line.split() == ["1024x1024x1024", "cpu", "4.00", "ms", "30", "%", "1.00", "1.00x", "500", "ms", "1.0e-07"]
 
 
+def test_a_table_that_is_too_wide_is_not_cut() -> None:
+    candidates = [row(f"candidate_{index}", 4e-3) for index in range(12)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    report.show(console, results(*candidates), report.LAYOUTS["peers"])
+    assert any(line.split()[-12:] == ["1.0e-07"] * 12 for line in console.export_text().splitlines())
+
+
 def test_changes_point_at_regressions() -> None:
     changes = compare(results(row("cpu", 1.0), row("peer", 1.0)), results(row("cpu", 1.2), row("peer", 1.05)))
     console = Console(width=160, record=True, file=io.StringIO())
@@ -161,7 +146,7 @@ def test_changes_point_at_regressions() -> None:
 def test_markdown_is_a_table() -> None:
     lines = markdown(results(row("cpu", 4e-3))).splitlines()
     assert lines[0] == "**forward (relu, float32)**"
-    assert lines[2] == "|  | on | median | IQR | GFLOP/s | first call | max error |"
+    assert lines[2] == "|  | on | median | IQR | GFLOP/s | start | max error |"
     assert lines[3] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[4] == "| 32x64x64 | cpu | 4.00 ms | 30 % | 1.00 | 500 ms | 1.0e-07 |"
 
@@ -198,6 +183,13 @@ def test_blocks_are_rewritten_and_nothing_else() -> None:
     assert rewrite(written, "a.json", whole) == written
 
 
+def test_a_word_chooses_columns_for_libraries() -> None:
+    whole = results(row("cpu", 1.0), row("torch", 2.0), row("cpu", 1.0, question="train"))
+    written = rewrite("<!-- bench: a.json peers forward -->\n<!-- /bench -->\n", "a.json", whole)
+    assert "|  | cpu | times torch |" in written
+    assert "train" not in written
+
+
 def test_a_readme_without_the_block() -> None:
     with pytest.raises(ArgumentError, match=r"<!-- bench: c\.json -->"):
         rewrite(README, "c.json", results(row("cpu", 1.0)))
@@ -215,15 +207,15 @@ def test_committed_tables_are_those_of_the_committed_results(readme: Path) -> No
 def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'fcdense\[plot\]'"):
-        plot.check(Path("a.png"))
+        plot.check(Path("a.png"), "--plot")
 
 
 def test_plot_formats() -> None:
     pytest.importorskip("matplotlib")
-    plot.check(Path("a.svg"))
+    plot.check(Path("a.svg"), "--plot")
     for path in (Path("a"), Path("a.doc")):
         with pytest.raises(ArgumentError, match="use one of"):
-            plot.check(path)
+            plot.check(path, "--curves")
 
 
 def test_plot_draws_every_row(tmp_path: Path) -> None:

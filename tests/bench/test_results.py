@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,36 +11,9 @@ from typing import Any
 import pytest
 
 from fcdense.bench.compare import compare, other_machine, regressions
-from fcdense.bench.results import FORMAT, Results, Row
+from fcdense.bench.results import FORMAT, NOT_FINITE, Results, merge
 from fcdense.errors import ArgumentError, FormatError
-
-
-def row(candidate: str = "cpu", median: float = 2e-3, label: str = "32x64x64", **changes: Any) -> Row:
-    """A row that took `median` seconds."""
-    values: dict[str, Any] = {
-        "question": "forward",
-        "label": label,
-        "setting": "relu, float32",
-        "candidate": candidate,
-        "case": {"batch": 32},
-        "flops": 4_000_000,
-        "first_call_s": 0.5,
-        "median_s": median,
-        "q1_s": 0.9 * median,
-        "q3_s": 1.2 * median,
-        "calls": 10,
-        "rounds": 11,
-        "error": 1e-7,
-    }
-    return Row(**{**values, **changes})
-
-
-def results(*rows: Row, cpu: str = "Chip") -> Results:
-    """Results of a made-up machine."""
-    machine = {"cpu": cpu, "cores": 4, "os": "Linux", "gpu": None}
-    machine["blas"] = {"name": "openblas", "version": "0.3", "threads": 4, "architecture": None}
-    plan = {"min_time": 0.2, "warmup": 0.1, "rounds": 11}
-    return Results("2026-01-02T03:04:05+00:00", "abc123", machine, {"numpy": "2.4"}, plan, {}, list(rows))
+from tests.bench.made_up import results, row
 
 
 def test_rows_derive_rates() -> None:
@@ -48,7 +22,7 @@ def test_rows_derive_rates() -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    whole = results(row(), row("cuda:0", error=None))
+    whole = results(row(), row("cuda:0", error=NOT_FINITE))
     path = tmp_path / "a.json"
     whole.write(path)
     assert Results.read(path) == whole
@@ -117,3 +91,52 @@ def test_other_machines_are_noticed() -> None:
     assert "Chip (4 cores) before, Another (4 cores) after" in other_machine(here, there)
     fewer = replace(here, machine={**here.machine, "cores": 2})
     assert other_machine(here, fewer)
+
+
+def test_rows_are_gathered_by_table_and_case() -> None:
+    train = row("cpu", question="train")
+    here, there = row("cpu", label="1x2x3"), row("cpu", label="4x5x6")
+    later = row("torch", label="1x2x3", samples=[1.0, None])
+    found = results(here, there, train, later).tables()
+    assert list(found) == [("forward", "relu, float32"), ("train", "relu, float32")]
+    assert found["forward", "relu, float32"] == [here, later, there]
+    assert list(results(here, train).tables(["train"])) == [("train", "relu, float32")]
+    assert later.disturbed == 1
+
+
+def test_merging_replaces_rows_and_adds_others() -> None:
+    stays, measured_again = row("cpu", label="1x2x3"), row("cpu")
+    added, torch = row("cpu", 5.0), row("torch")
+    before = results(stays, measured_again, missing={"torch": "not installed", "jax": "not installed"})
+    after = results(added, torch, versions={"numpy": "2.4", "torch": "2.13"}, missing={"keras": "not installed"})
+    whole = merge(before, after)
+    assert whole.rows == [stays, added, torch]
+    assert whole.versions == {"numpy": "2.4", "torch": "2.13"}
+    assert whole.missing == {"jax": "not installed", "keras": "not installed"}
+
+
+def test_merging_forgets_why_a_row_was_missing() -> None:
+    failed = {"torch, forward 32x64x64 (relu, float32)": "boom", "torch, forward 1x2x3 (relu, float32)": "boom"}
+    whole = merge(results(missing=failed), results(row("torch"), missing={}))
+    assert whole.missing == {"torch, forward 1x2x3 (relu, float32)": "boom"}
+
+
+def test_merging_keeps_the_highest_peak() -> None:
+    parts = [results(machine={**results().machine, "peak_gflops": peak}) for peak in (None, 480.0, 491.0)]
+    assert merge(parts[2], parts[1]).machine["peak_gflops"] == 491.0
+    assert merge(parts[0], parts[1]).machine["peak_gflops"] == 480.0
+    assert merge(parts[0], parts[0]).machine["peak_gflops"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cpu": "Another"}, "machine.cpu"),
+        ({"commit": "def456"}, "commit"),
+        ({"plan": {}}, "plan"),
+        ({"versions": {"numpy": "2.5"}}, "numpy version"),
+    ],
+)
+def test_only_what_was_measured_alike_is_merged(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"these differ: {re.escape(named)}\."):
+        merge(results(row()), results(row(), **changes))

@@ -8,18 +8,23 @@ import statistics
 import numpy as np
 import pytest
 
-from fcdense.bench.timing import Plan, Timing, calls_for, measure, warm_up
+from fcdense.bench.cases import Lap
+from fcdense.bench.timing import ATTEMPTS, Plan, Timing, calls_for, measure, sample, warm_up
 
 
 class Clockwork:
-    """A candidate whose every call takes `ns`, and which notes who was asked for how many calls."""
+    """A candidate whose every call takes `ns`, and which notes who was asked for how many calls.
+
+    `others` says how many cores other processes use in its next turns; none in those after.
+    """
 
     def __init__(self, name: str, ns: float, log: list[tuple[str, int]]) -> None:
         self.name, self.ns, self.log = name, ns, log
+        self.others: list[float] = []
 
-    def time(self, calls: int) -> int:
+    def time(self, calls: int) -> Lap:
         self.log.append((self.name, calls))
-        return round(self.ns * calls)
+        return Lap(round(self.ns * calls), self.others.pop(0) if self.others else 0.0)
 
 
 def test_quartiles_are_numpys(rng: np.random.Generator) -> None:
@@ -45,7 +50,8 @@ def test_rounds_are_interleaved() -> None:
     log: list[tuple[str, int]] = []
     plan = Plan(min_time=3e-3, warmup=0.0, rounds=3)
     fast, slow = measure([Clockwork("fast", 1e4, log), Clockwork("slow", 1e7, log)], plan)
-    assert log[-6:] == [("fast", fast.calls), ("slow", slow.calls)] * 3
+    forth = [("fast", fast.calls), ("slow", slow.calls)]
+    assert log[-6:] == [*forth, *forth[::-1], *forth], "there, back, and there again"
     assert slow.calls == 1
     assert fast.calls * 1e4 >= plan.sample_ns == 1_000_000
     assert fast.samples == pytest.approx([1e-5] * 3)
@@ -54,13 +60,33 @@ def test_rounds_are_interleaved() -> None:
 
 def test_a_turn_begins_with_calls_that_are_not_counted() -> None:
     log: list[tuple[str, int]] = []
-    timings = measure([Clockwork("a", 1e6, log), Clockwork("b", 1e6, log)], Plan(min_time=2e-2, warmup=1e-4, rounds=2))
+    timings = measure([Clockwork("a", 1e6, log), Clockwork("b", 1e6, log)], Plan(min_time=3e-2, warmup=1e-4, rounds=3))
     assert [timing.calls for timing in timings] == [10, 10]
-    turns = [list(turn) for _, turn in itertools.groupby(log, key=lambda entry: entry[0])]
-    assert len(turns) == 6, "each one warms up and is tried, and then they alternate twice"
-    for turn in turns[2:]:
-        assert [calls for _, calls in turn] == [1] * (len(turn) - 1) + [10]
-        assert len(turn) > 1
+    turns = [(name, list(turn)) for name, turn in itertools.groupby(log, key=lambda entry: entry[0])]
+    # each one warms up and is tried; then a round forth, one back and one forth: "b" and "a" have two turns on end
+    assert [name for name, _ in turns] == ["a", "b", "a", "b", "a", "b"]
+    for (_, turn), samples in zip(turns[2:], [1, 2, 2, 1], strict=True):
+        assert [calls for _, calls in turn].count(10) == samples
+        assert turn[0][1] == 1
+        assert turn[-1][1] == 10
+
+
+def test_a_disturbed_sample_is_taken_again() -> None:
+    log: list[tuple[str, int]] = []
+    candidate = Clockwork("a", 1e6, log)
+    candidate.others = [0.26, 1.5, 0.25]
+    assert sample(candidate, 7, 0.0, 0.25) == pytest.approx(1e-3)
+    assert log == [("a", 7)] * 3
+
+
+def test_a_round_that_stays_disturbed_has_no_sample() -> None:
+    candidate = Clockwork("a", 1e7, [])
+    plan = Plan(min_time=3e-2, warmup=0.0, rounds=3)
+    candidate.others = [0.0, *[1.0] * ATTEMPTS]  # one call finds out how long it takes, then there are three rounds
+    (timing,) = measure([candidate], plan)
+    assert timing.samples == (None, pytest.approx(1e-2), pytest.approx(1e-2))
+    assert timing.kept == [pytest.approx(1e-2)] * 2
+    assert timing.quartiles == pytest.approx((1e-2, 1e-2, 1e-2))
 
 
 def test_one_candidate_alone_stays_warm() -> None:
