@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.arena import Array
-from fcdense.backends import instructions
+from fcdense.backends import primitives
 from fcdense.backends.cpu import CpuBackend
 from fcdense.backends.fusion import consume_gradients
 from fcdense.backends.instructions import Instruction
@@ -40,7 +40,7 @@ class Table:
 
 def instructions_of(primitive: str, *args: Any, **kwargs: Any) -> Table | None:
     """The table of one eager call; None where NumPy has to serve it."""
-    rows = getattr(instructions, primitive)(*args, **kwargs)
+    rows = getattr(primitives, primitive)(*args, **kwargs)
     return None if rows is None else Table(rows)
 
 
@@ -68,7 +68,7 @@ class NativeReplay(Replay):
     @staticmethod
     def _step(backend: CpuBackend, call: Call, served: dict[Call, str]) -> Any:
         """The instructions of a call, or else the function that makes it."""
-        build = getattr(instructions, call.primitive, None)
+        build = getattr(primitives, call.primitive, None)
         rows = None if build is None else build(**call.arguments)
         served[call] = "NumPy: no compiled kernel for these operands" if rows is None else "Numba"
         if rows is not None:

@@ -1,0 +1,247 @@
+"""From primitive calls to instructions.
+
+Each public function serves one primitive: it returns the instructions that do the call's work, or None where NumPy has
+to do it (numbers that are neither float32 nor float64, strides that the kernels do not know, nothing to do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fcdense import loops
+from fcdense.activation import Activation
+from fcdense.arena import Array
+from fcdense.backends.base import Mode
+from fcdense.backends.cpu import chain, epilogue, weighted
+from fcdense.backends.fusion import Update
+from fcdense.backends.instructions import (
+    FLOATS,
+    MANY_ELEMENTS,
+    Instruction,
+    Tile,
+    chunks,
+    compiled_kernel,
+    finish,
+    product,
+    row_distance,
+    served,
+    share,
+    tile_of,
+    total,
+)
+from fcdense.kernels.numba import rows, sums
+from fcdense.kernels.numba.pool import address
+from fcdense.program import Program, trace
+
+XENT_ROWS = 64
+"""Rows of one chunk of the cross entropy, whose loss is summed up by chunks."""
+
+
+SAME = trace(lambda x: x, 1, name="same")
+SUM = trace(lambda x, y: x + y, 2, name="sum")
+
+
+Instructions = list[Instruction] | None
+
+
+def dense(
+    x_bi: Array, w_io: Array, b_o: Array | None, act: Activation, *, out: Array, aux: Array | None = None
+) -> Instructions:
+    """Product, then f(z + b) in place and f' beside it."""
+    operands = (x_bi, w_io, out, *(a for a in (b_o, aux) if a is not None))
+    if not served(operands):
+        return None
+    tile = None
+    if b_o is not None or aux is not None or not act.is_linear:
+        program = epilogue(act, b_o is not None, aux is not None)
+        bias = () if b_o is None else ((b_o, "r"),)
+        tile = tile_of(program, out.dtype, bias, (None,) if aux is None else (None, aux))
+    return product(x_bi, w_io, out, tile=tile)
+
+
+def dense_grad_input(
+    dz_bo: Array,
+    w_io: Array,
+    act: Activation,
+    aux_bi: Array | None,
+    *,
+    out: Array,
+    db: Array | None = None,
+    mode: Mode = "overwrite",
+) -> Instructions:
+    """Product with the transposed kernel, then times f' with its column sums."""
+    if not served([a for a in (dz_bo, w_io, out, aux_bi, db) if a is not None]):
+        return None
+    totals, added = _column_sums(db, mode)
+    tile = None
+    if db is not None or not act.is_linear:
+        tile = _gradient_tile(act, aux_bi, out.dtype, None, totals)
+    return [*product(dz_bo, w_io.T, out, tile=tile, totals=totals), *added]
+
+
+def dense_grad_weight(x_bi: Array, dz_bo: Array, *, out: Array, mode: Mode = "overwrite") -> Instructions:
+    """Product of the transposed input."""
+    if not served((x_bi, dz_bo, out)):
+        return None
+    return product(x_bi.T, dz_bo, out, accumulate=mode == "accumulate")
+
+
+def updated_weight(x_bi: Array, dz_bo: Array, update: Update) -> Instructions:
+    """`fusion.consume_gradients`."""
+    weight = update.arrays[update.outputs[0]]
+    operands = [(array, "m") for array in update.arrays]
+    tile = tile_of(update.program, weight.dtype, operands, [update.arrays[i] for i in update.outputs], update.scalars)
+    return product(x_bi.T, dz_bo, None, tile=tile, shape=weight.shape)
+
+
+def act_grad(
+    dy_bo: Array,
+    aux_bo: Array | None,
+    act: Activation,
+    *,
+    out: Array,
+    db: Array | None = None,
+    mode: Mode = "overwrite",
+) -> Instructions:
+    """dy * f' and its column sums."""
+    if not served([a for a in (dy_bo, aux_bo, out, db) if a is not None]):
+        return None
+    totals, added = _column_sums(db, mode)
+    return [*share(_gradient_tile(act, aux_bo, out.dtype, out, totals), dy_bo, totals=totals), *added]
+
+
+def map(
+    program: Program,
+    inputs: Sequence[Array],
+    scalars: Sequence[float] | Array = (),
+    *,
+    out: Sequence[Array],
+    when: Array | None = None,
+) -> Instructions:
+    """An elementwise program over arrays of one shape, rows, columns and single elements."""
+    shape, dtype = out[0].shape, out[0].dtype
+    arrays = [*inputs, *out]
+    if dtype not in FLOATS or any(a.dtype != dtype or not a.flags.aligned for a in arrays) or not out[0].size:
+        return None
+    given = [scalars] if isinstance(scalars, np.ndarray) else []
+    if not loops.supports(program, dtype) or not all(a.flags.c_contiguous for a in (*out, *given)):
+        return None
+    whole = [a.shape == shape for a in inputs]
+    if all(full or a.size == 1 for a, full in zip(inputs, whole, strict=True)):
+        flat = all(a.flags.c_contiguous for a in inputs)
+        views = [a.reshape(1, -1) for a in arrays] if flat else None
+        patterns = ["m" if full else "s" for full in whole]
+    else:
+        views, patterns = _matrices(arrays, len(inputs), shape)
+    if views is None or not inputs:
+        return None
+    order = sorted(range(len(inputs)), key=lambda i: patterns[i] != "m")
+    if patterns[order[0]] != "m":
+        if out[0].size != 1:
+            return None
+        patterns[order[0]] = "m"
+    operands = [(views[i], patterns[i]) for i in order[1:]]
+    tile = tile_of(program.reordered(order), dtype, operands, views[len(inputs) :], scalars)
+    return share(tile, views[order[0]], when=when)
+
+
+def softmax_xent(
+    z_bk: Array,
+    target: Array,
+    weight_b: Array | None,
+    scale: float,
+    *,
+    loss: Array,
+    dz: Array | None = None,
+) -> Instructions:
+    """Rows in chunks, then the sum of the chunks' losses."""
+    given = [a for a in (z_bk, weight_b, loss, dz) if a is not None]
+    if not served(given) or not target.flags.c_contiguous or not target.flags.aligned:
+        return None
+    if target.ndim == 2 and target.dtype != z_bk.dtype:
+        return None
+    count = z_bk.shape[0]
+    parts = np.empty(-(-count // XENT_ROWS))
+    words = np.zeros(10, np.int64)
+    words[:] = (
+        *(address(z_bk), row_distance(z_bk), z_bk.shape[1]),
+        *(address(target), row_distance(target) if target.ndim == 2 else 0),
+        *(0 if weight_b is None else address(weight_b), 0, address(parts)),
+        *((0, 0) if dz is None else (address(dz), row_distance(dz))),
+    )
+    words.view(np.float64)[6] = scale
+    keeps = (z_bk, target, weight_b, loss, dz)
+    shared = z_bk.size >= MANY_ELEMENTS // 4
+    kernel = compiled_kernel(rows, "softmax_xent", z_bk.dtype, 4)
+    return [chunks(kernel, words, count, XENT_ROWS, shared, keeps), finish(parts, loss)]
+
+
+def elementwise_loss(
+    program: Program,
+    prediction: Array,
+    target: Array,
+    weight: Array | None,
+    scale: float,
+    scalars: Sequence[float] = (),
+    *,
+    loss: Array,
+    dz: Array | None = None,
+) -> Instructions:
+    """Values and slopes in one pass, then the sum of the values."""
+    values = np.empty(prediction.shape, prediction.dtype)
+    slopes = np.empty(prediction.shape, prediction.dtype) if dz is None else dz
+    factor = np.ones((), prediction.dtype) if weight is None else weight
+    outs = (values, slopes)
+    passed = map(weighted(program), (prediction, target, factor), (*scalars, scale), out=outs)
+    return None if passed is None or not served((loss,)) else [*passed, *total(sums, "total", values, loss)]
+
+
+def norm2(x: Array, *, out: Array) -> Instructions:
+    """Squares in float64."""
+    return total(rows, "norm2", x, out) if served((x,)) and x.flags.c_contiguous else None
+
+
+def _gradient_tile(
+    act: Activation, aux: Array | None, dtype: np.dtype[Any], out: Array | None, db: Array | None
+) -> Tile:
+    program = SAME if act.is_linear else chain(act)
+    return tile_of(program, dtype, () if aux is None or act.is_linear else ((aux, "m"),), (out,), summed=db)
+
+
+def _column_sums(db: Array | None, mode: Mode) -> tuple[Array | None, list[Instruction]]:
+    """Where the column totals go, and what adds them to `db` if it is not there."""
+    if db is None or mode == "overwrite":
+        return db, []
+    totals = np.empty(db.shape, db.dtype)
+    return totals, map(SUM, (db, totals), out=(db,)) or []
+
+
+def _matrices(arrays: Sequence[Array], n_inputs: int, shape: tuple[int, ...]) -> tuple[list[Array] | None, list[str]]:
+    """All arrays as matrices, inputs that broadcast as rows and columns; None where they are something else."""
+    if not shape:
+        return None, []
+    columns = shape[-1]
+    count = int(np.prod(shape[:-1], dtype=int))
+    views: list[Array] = []
+    patterns: list[str] = []
+    for i, a in enumerate(arrays):
+        if not a.flags.c_contiguous:
+            return None, []
+        if a.shape == shape:
+            views.append(a.reshape(count, columns))
+            patterns.append("m")
+        elif i < n_inputs and a.size == 1:
+            views.append(a.reshape(1))
+            patterns.append("s")
+        elif i < n_inputs and a.size == columns == a.shape[-1]:
+            views.append(a.reshape(columns))
+            patterns.append("r")
+        elif i < n_inputs and a.shape == (*shape[:-1], 1):
+            views.append(a.reshape(count))
+            patterns.append("c")
+        else:
+            return None, []
+    return views, patterns
