@@ -27,9 +27,11 @@ SERVED = (
     "softmax_xent",
     "elementwise_loss",
     "map",
+    "next_stream",
+    "dropout",
     "norm2",
 )
-"""Primitives that the kernels serve, if the operands suit them."""
+"""What the kernels serve eagerly, if the operands suit them. Primitives without rounding have NumPy's bits anyway."""
 
 _importing = threading.Lock()
 

@@ -40,7 +40,11 @@ XENT_ROWS = 64
 """Rows of one chunk of the cross entropy, whose loss is summed up by chunks."""
 
 
+DROPOUT_CHUNK = 4096
+"""Elements of one chunk of dropout, about 7 us."""
+
 SAME = trace(lambda x: x, 1, name="same")
+VALUE = trace(lambda x, value: value, 1, 1, name="value")
 SUM = trace(lambda x, y: x + y, 2, name="sum")
 
 
@@ -136,8 +140,10 @@ def map(
         patterns = ["m" if full else "s" for full in whole]
     else:
         views, patterns = _matrices(arrays, len(inputs), shape)
-    if views is None or not inputs:
+    if views is None:
         return None
+    if not inputs:  # numbers of scalars alone
+        return share(tile_of(program, dtype, (), views, scalars), views[0], when=when)
     order = sorted(range(len(inputs)), key=lambda i: patterns[i] != "m")
     if patterns[order[0]] != "m":
         if out[0].size != 1:
@@ -197,6 +203,45 @@ def elementwise_loss(
     outs = (values, slopes)
     passed = map(weighted(program), (prediction, target, factor), (*scalars, scale), out=outs)
     return None if passed is None or not served((loss,)) else [*passed, *total(sums, "total", values, loss)]
+
+
+def next_stream(state: Array, *, out: Array) -> Instructions:
+    """One instruction, so that no two threads draw the same stream."""
+    if not all(a.flags.c_contiguous and a.flags.aligned for a in (state, out)):
+        return None
+    words = np.array((address(state), address(out)), np.int64)
+    return [Instruction(compiled_kernel(rows, "next_stream", FLOATS[0]), words, False, (state, out))]
+
+
+def dropout(x: Array, rate: float, stream: Array, *, out: Array) -> Instructions:
+    """Philox in blocks of 8 numbers, each element the one of its place."""
+    flat = all(a.flags.c_contiguous for a in (x, out, stream))
+    if not served((x, out)) or not flat or not stream.flags.aligned:
+        return None
+    words = np.array((address(x), address(out), address(stream), 0), np.int64)
+    words.view(np.float64)[3] = rate
+    kernel = compiled_kernel(rows, "dropout", x.dtype, 4)
+    return [chunks(kernel, words, x.size, DROPOUT_CHUNK, x.size >= DROPOUT_CHUNK, (x, out, stream))]
+
+
+def copy(x: Array, *, out: Array) -> Instructions:
+    """Contiguous arrays of one dtype, and the one float32 that a step wants in float64."""
+    if not served((x,)) or not served((out,)) or not (x.flags.c_contiguous and out.flags.c_contiguous):
+        return None
+    if x.dtype == out.dtype and x.shape == out.shape and not np.may_share_memory(x, out):
+        return map(SAME, (x,), out=(out,))
+    if x.size == out.size == 1 and out.dtype == FLOATS[1]:
+        words = np.array((address(x), address(out)), np.int64)
+        return [chunks(compiled_kernel(sums, "total", x.dtype, 4), words, 1, 1, False, (x, out))]  # of one number
+    return None
+
+
+def fill(value: float, *, out: Array) -> Instructions:
+    """A constant over one flat pass."""
+    if not served((out,)) or not out.flags.c_contiguous:
+        return None
+    flat = out.reshape(1, -1)
+    return share(tile_of(VALUE, out.dtype, (), (None,), (value,)), flat)
 
 
 def norm2(x: Array, *, out: Array) -> Instructions:

@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from fcdense.kernels.numba import vector_math
+from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.columns import map_columns, max_columns, sum_columns
 from fcdense.kernels.numba.compiled import call_source
 from fcdense.kernels.numba.memory import load, offset, store
@@ -215,6 +216,15 @@ def gather_rows(args: int, start: int, stop: int, part: int, real: Any) -> None:
 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def next_stream(args: int, share: int, shares: int, real: Any) -> None:
+    """out = state, then state[1] += 1, in one piece. Words: state, out (uint64 of two words)."""
+    state, out = word(args, 0), word(args, 1)
+    store(np.int64, out, 0, load(np.int64, state, 0))
+    store(np.int64, out, 1, fetch_add(state, 1, 1))
+
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
