@@ -102,6 +102,22 @@ class Program:
                 new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
         return Program(self.name, self.n_inputs, self.n_scalars, [new[e] for e in self.outputs])
 
+    def without_scalar_work(self) -> tuple[Program, Program]:
+        """(of scalars alone, of arrays and what the first one gives): what depends on scalars only is computed apart.
+
+        Used where one set of scalars serves many calls. The bits are those of this program, since what depends on
+        scalars only is computed in float64 in any case.
+        """
+        order = topological(self.outputs)
+        read = {a for e in order if not e.uniform for a in e.args} | set(self.outputs)
+        apart = [e for e in order if e.uniform and e.op != "const" and not e.is_bool and e in read]
+        new: dict[Expr, Expr] = {e: scalar_var(k) for k, e in enumerate(apart)}
+        for e in order:
+            if e not in new and not (e.uniform and e.op == "scalar"):
+                new[e] = node(e.op, *(new.get(a, a) for a in e.args)) if e.args else e
+        body = Program(self.name, self.n_inputs, len(apart), [new[e] for e in self.outputs])
+        return Program(f"{self.name}_scalars", 0, self.n_scalars, apart), body
+
     def depends_on(self, i: int) -> bool:
         """True if array argument `i` occurs in any output."""
         return array_var(i) in expression.variables(self.outputs)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fcdense.arena import Array
 from fcdense.backends.replay import Call
 from fcdense.program import Program
@@ -87,13 +89,17 @@ def _rewritten(calls: Sequence[Call], update: Call, gradient: int, joined: Seque
     inputs, outs, scalars = arguments["inputs"], arguments["out"], arguments["scalars"]
     result = list(calls)
     rest = [i for i in range(len(inputs)) if i != gradient]
-    program = arguments["program"].reordered([gradient, *rest])
+    first, program = arguments["program"].reordered([gradient, *rest]).without_scalar_work()
+    values = np.empty(len(first.outputs))
+    cells = tuple(values[k : k + 1].reshape(()) for k in range(len(values)))
+    given = {"program": first, "inputs": (), "scalars": scalars, "out": cells, "when": None}
+    result.insert(result.index(joined[0]), Call("map", given, _arrays(scalars), cells))
     for call in joined:
         x_bi, dz_bo, out = (call.arguments[name] for name in ("x_bi", "dz_bo", "out"))
         parts = tuple(_part(inputs[i], update, gradient, out) for i in rest)
         places = tuple(next(k for k, i in enumerate(rest) if _same(inputs[i], o)) for o in outs)
-        given = {"x_bi": x_bi, "dz_bo": dz_bo, "update": Update(program, parts, places, scalars)}
-        reads = (x_bi, dz_bo, *parts, *([scalars] if hasattr(scalars, "strides") else []))
+        given = {"x_bi": x_bi, "dz_bo": dz_bo, "update": Update(program, parts, places, values)}
+        reads = (x_bi, dz_bo, *parts, values)
         result[result.index(call)] = Call("updated_weight", given, reads, tuple(parts[k] for k in places))
     place = result.index(update)
     result[place : place + 1] = [_over(update, part) for part in _left_over(update, gradient, joined)]
@@ -135,8 +141,13 @@ def _left_over(update: Call, gradient: int, joined: Sequence[Call]) -> Iterator[
 def _over(update: Call, part: slice) -> Call:
     arguments = update.arguments
     inputs, outs = ([a[part] for a in arguments[name]] for name in ("inputs", "out"))
-    scalars = [arguments["scalars"]] if hasattr(arguments["scalars"], "strides") else []
-    return Call(update.primitive, {**arguments, "inputs": inputs, "out": outs}, (*inputs, *scalars), tuple(outs))
+    reads = (*inputs, *_arrays(arguments["scalars"]))
+    return Call(update.primitive, {**arguments, "inputs": inputs, "out": outs}, reads, tuple(outs))
+
+
+def _arrays(scalars: Any) -> tuple[Array, ...]:
+    """The array that scalars lie in, if they are not numbers."""
+    return (scalars,) if hasattr(scalars, "strides") else ()
 
 
 def _part(array: Array, update: Call, gradient: int, out: Array) -> Array:

@@ -19,6 +19,7 @@ from numba import njit, types
 
 from fcdense.kernels.numba.atomics import acquire, exchange, fetch_add, pause, release
 from fcdense.kernels.numba.calls import call_kernel
+from fcdense.kernels.numba.denormals import flush_denormals, restore
 from fcdense.kernels.numba.memory import load
 
 KERNEL, ARGUMENTS, SHARES, FIRST = range(4)
@@ -82,10 +83,12 @@ def work(state: int, table: int, begin: int, end: int) -> None:
 @njit(cache=True, nogil=True)
 def run(state: int, table: int, count: int, threads: int) -> None:
     """Run a program on this thread and `threads` - 1 of the pool."""
+    before = flush_denormals()
     if threads == 1:
         for i in range(count):
             row = 4 * i
             call_kernel(load(np.int64, table, row + KERNEL), load(np.int64, table, row + ARGUMENTS), 0, 1)
+        restore(before)
         return
     begin = acquire(state, END)
     end = begin + load(np.int64, table, 4 * count + FIRST)
@@ -108,11 +111,13 @@ def run(state: int, table: int, count: int, threads: int) -> None:
         looks += 1
         if looks > PATIENCE:
             _yield()
+    restore(before)
 
 
 @njit(cache=True, nogil=True)
 def serve(state: int, thread: int, seen: int) -> None:
     """What a thread of the pool does for ever."""
+    flush_denormals()
     while True:
         looks = 0
         while acquire(state, POSTED) == seen and looks < SPINS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from typing import Any
@@ -15,6 +16,8 @@ pytest.importorskip("numba")
 from numba import cfunc, types
 from threadpoolctl import threadpool_info
 
+from fcdense import activations
+from fcdense.backends.native import NativeBackend
 from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.memory import load
 from fcdense.kernels.numba.pool import Pool, address, pool
@@ -132,3 +135,16 @@ def test_address_is_that_of_the_data() -> None:
     whole = np.arange(100, dtype=np.float32).reshape(10, 10)
     for array in (whole, whole[3:, 5:], whole.T, whole[:, ::-1], np.zeros(()), np.zeros(0), whole.astype(np.int64)):
         assert address(array) == array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormal_numbers_are_zero_inside_of_a_program_only(threads: int) -> None:
+    x, w = np.full((4, 8), 1e-30, np.float32), np.full((8, 8), 1e-10, np.float32)
+    y = np.ones((4, 8), np.float32)
+    NativeBackend().dense(x, w, None, activations.get("linear"), out=y)
+    if platform.machine() in ("x86_64", "AMD64"):
+        np.testing.assert_array_equal(y, 0.0)
+    words = np.zeros(32, np.int64)
+    program = table((count, words, threads))
+    pool().run(address(program), 1, threads)
+    assert np.float32(1e-30) * np.float32(1e-10) > 0.0
