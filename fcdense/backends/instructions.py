@@ -19,8 +19,8 @@ from fcdense.log import logger
 from fcdense.program import Program
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-MANY_FLOPS = 1_000_000
-"""From here on a product is shared among the threads: it takes 5 us on one of them, their meeting 0.5 us."""
+MANY_FLOPS = 500_000
+"""From here on a product is shared among the threads: it takes 2.5 us on one of them, their meeting 0.5 us."""
 MANY_BYTES = 256 * 1024
 """The same for the matrix that it reads, of which a product of few rows is a pass."""
 MANY_ELEMENTS = 32_768
@@ -140,7 +140,7 @@ def product(
     flipped = b.shape[1] > 1 and b.strides[1] != size
     a_row, a_column = (step // size if length > 1 else 1 for step, length in zip(a.strides, a.shape, strict=True))
     line = 64 // size
-    work = 2 * m * n * k >= MANY_FLOPS or k * n * size >= MANY_BYTES
+    work = 2 * m * (-(-n // line) * line) * k >= MANY_FLOPS or k * n * size >= MANY_BYTES
     shared = work and (n >= line * threads or (m >= threads and totals is None))
     by_columns = totals is not None or n >= 4 * line * threads
     pool().reserve(gemm.space(n, k, size), threads)

@@ -19,7 +19,6 @@ from fcdense.backends.cpu import chain, epilogue, weighted
 from fcdense.backends.fusion import Update
 from fcdense.backends.instructions import (
     FLOATS,
-    MANY_ELEMENTS,
     Instruction,
     Tile,
     chunks,
@@ -180,7 +179,7 @@ def softmax_xent(
     )
     words.view(np.float64)[6] = scale
     keeps = (z_bk, target, weight_b, loss, dz)
-    shared = z_bk.size >= MANY_ELEMENTS // 4
+    shared = count >= 2 * XENT_ROWS
     kernel = compiled_kernel(rows, "softmax_xent", z_bk.dtype, 4)
     return [chunks(kernel, words, count, XENT_ROWS, shared, keeps), finish(parts, loss)]
 
