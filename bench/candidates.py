@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fcdense import backends
-from fcdense.backends import Device
 from fcdense.backends.cpu import CpuBackend
 from fcdense.errors import FcdenseError, unknown_name
 
@@ -170,7 +169,7 @@ def own(name: str) -> Prepare:
     if name.endswith(EAGER):
         eager = backends.device(name.removesuffix(EAGER))
         return lambda case, data: case.prepare_eager(eager, data)
-    device = Device("cpu", backend=CpuBackend()) if name.endswith(PLAIN) else backends.device(name)
+    device = backends.device("numpy" if name.endswith(PLAIN) else name)
     return lambda case, data: case.prepare(device, data)
 
 

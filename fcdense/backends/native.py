@@ -24,6 +24,7 @@ SERVED = (
     "dense_grad_input",
     "dense_grad_weight",
     "act_grad",
+    "softmax",
     "softmax_xent",
     "elementwise_loss",
     "map",

@@ -36,7 +36,7 @@ from fcdense.kernels.numba.pool import address
 from fcdense.program import Program, trace
 
 XENT_ROWS = 64
-"""Rows of one chunk of the cross entropy, whose loss is summed up by chunks."""
+"""Rows of one chunk of softmax and of the cross entropy, whose loss is summed up by chunks."""
 
 
 DROPOUT_CHUNK = 4096
@@ -151,6 +151,16 @@ def map(
     operands = [(views[i], patterns[i]) for i in order[1:]]
     tile = tile_of(program.reordered(order), dtype, operands, views[len(inputs) :], scalars)
     return share(tile, views[order[0]], when=when)
+
+
+def softmax(z_bk: Array, *, out: Array, log: bool = False) -> Instructions:
+    """Rows in chunks."""
+    if not served((z_bk, out)):
+        return None
+    words = (address(z_bk), row_distance(z_bk), z_bk.shape[1], address(out), row_distance(out))
+    kernel = compiled_kernel(rows, "log_softmax" if log else "softmax", z_bk.dtype, 4)
+    count = z_bk.shape[0]
+    return [chunks(kernel, np.array(words, np.int64), count, XENT_ROWS, count >= 2 * XENT_ROWS, (z_bk, out))]
 
 
 def softmax_xent(

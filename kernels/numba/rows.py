@@ -1,6 +1,6 @@
 """Kernels over whole rows, and those that are no elementwise program: softmax, cross entropy, norms, dropout, gathers.
 
-`source(name, dtype)` is the module of one of them, for `compiled.load`; nothing is compiled by importing this file.
+`compiled.call_source` makes a module of one of them; nothing is compiled by importing this file.
 Each is a C function `kernel(args, start, stop, part)`: `args` is the address of the int64 words that its docstring
 lists, `start` .. `stop` - 1 the rows (or columns, or elements) to do, `part` the place of its partial results. Strides
 count elements. Words called "float64" hold the bits of one.
@@ -19,16 +19,8 @@ from numba.extending import intrinsic
 from fcdense.kernels.numba import vector_math
 from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.columns import map_columns, max_columns, sum_columns
-from fcdense.kernels.numba.compiled import call_source
 from fcdense.kernels.numba.memory import load, offset, store
 from fcdense.kernels.numba.sums import add
-
-NAMES = ("softmax", "log_softmax", "softmax_xent", "norm2", "gather_rows", "column_sums", "dropout")
-
-
-def source(name: str, dtype: np.dtype[Any]) -> str:
-    """The module of kernel `name` (of `NAMES`) for arrays of float32 or float64."""
-    return call_source(__name__, name, dtype, 4)
 
 
 def compiled(function: Any) -> Any:
@@ -184,21 +176,6 @@ def norm2(args: int, start: int, stop: int, part: int, real: Any) -> None:
     """
     squares = sum_columns(_wide_square, real, stop - start, (offset(real, word(args, 0), start),), (), ())
     store(np.float64, word(args, 1), part, squares)
-
-
-@compiled
-def column_sums(args: int, start: int, stop: int, part: int, real: Any) -> None:
-    """sums_c = sum_r x_rc, or sums_c += sum_r x_rc, for *columns* start .. stop - 1, in the order of the rows.
-
-    Words: x, row stride, rows, sums, 1 to add to what `sums` holds (else 0).
-    """
-    x, stride, rows, accumulate = word(args, 0), word(args, 1), word(args, 2), word(args, 4)
-    x, sums, count = offset(real, x, start), offset(real, word(args, 3), start), stop - start
-    if accumulate == 0:
-        for c in range(count):
-            store(real, sums, c, real(0.0))
-    for r in range(rows):
-        map_columns(_sum, real, count, (sums, offset(real, x, r * stride)), (), (sums,), ())
 
 
 @compiled

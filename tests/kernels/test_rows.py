@@ -120,18 +120,6 @@ def test_norm2(dtype: str, rng: np.random.Generator) -> None:
 
 
 @dtypes
-def test_column_sums(dtype: str, rng: np.random.Generator) -> None:
-    x = rng.integers(-9, 10, (21, 50)).astype(dtype)
-    sums = np.full(40, 0.5, dtype)
-    run("column_sums", dtype, words(x, 50, 21, sums, 0), 3, 40)
-    np.testing.assert_array_equal(sums, [0.5] * 3 + list(x.sum(axis=0)[3:40]))
-    run("column_sums", dtype, words(x, 50, 21, sums, 1), 0, 20)
-    np.testing.assert_array_equal(sums[3:20], 2 * x.sum(axis=0)[3:20])
-    run("column_sums", dtype, words(x, 50, 0, sums, 0), 0, 40)
-    assert not sums.any()
-
-
-@dtypes
 def test_gather_rows(dtype: str, rng: np.random.Generator) -> None:
     x, index = rng.standard_normal((9, 21)).astype(dtype), rng.integers(0, 9, 30)
     x[4, 4] = np.nan

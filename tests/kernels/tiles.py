@@ -72,7 +72,7 @@ def apply(program: Program, x: np.ndarray) -> list[np.ndarray]:
 
 def run(name: str, dtype: Any, args: np.ndarray, start: int, stop: int, thread: int = 0) -> None:
     """Run a kernel of `rows.py`."""
-    load(rows.source(name, np.dtype(dtype))).ctypes(args.ctypes.data, start, stop, thread)
+    load(compiled.call_source(rows.__name__, name, np.dtype(dtype), 4)).ctypes(args.ctypes.data, start, stop, thread)
 
 
 def kernel_code(source: str) -> tuple[str, str]:
