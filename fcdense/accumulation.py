@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcdense import nn, optim, tape
+from fcdense.arena import Array
 from fcdense.data import Batch
 from fcdense.errors import DataError
-from fcdense.metrics import Metric
+from fcdense.metrics import Accuracy, Metric, TopK
 from fcdense.tensor import Tensor
+
+COUNTS = (Accuracy, TopK)
+"""Metrics that add whole numbers: the rows of many batches at once give the same bits."""
 
 
 class Step:
@@ -104,6 +108,22 @@ class Average:
         self._sum += loss * weight
         self._weight += weight
         self._rows += len(batch.x)
+
+    def measure(self, prediction: Array, target: Array) -> None:
+        """Give the metrics R batches of B rows, (R, B, ...), as `add` would one by one."""
+        for metric in self._metrics:
+            if type(metric) in COUNTS:
+                metric.update(*(array.reshape(-1, *array.shape[2:]) for array in (prediction, target)))
+            else:
+                for batch in zip(prediction, target, strict=True):
+                    metric.update(*batch)
+
+    def add_losses(self, losses: Sequence[float], rows: int) -> None:
+        """Count the losses of batches of so many rows each, as `add` would one by one."""
+        for loss in losses:
+            self._sum += loss * rows
+        self._weight += rows * len(losses)
+        self._rows += rows * len(losses)
 
     def result(self) -> dict[str, float]:
         """The numbers by name."""

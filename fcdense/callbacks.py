@@ -33,7 +33,10 @@ class Callback:
         """Before epoch `epoch` (from 0)."""
 
     def on_step_end(self, step: int, logs: Logs) -> None:
-        """After batch `step` of the epoch (from 0), with the mean loss of the epoch so far."""
+        """After batch `step` of the epoch (from 0), with the mean loss of the epoch so far.
+
+        A callback that has it is told of every batch, so that all of them are learnt one by one.
+        """
 
     def on_non_finite(self, step: int, reason: str) -> None:
         """The loss or a gradient of optimizer step `step` (from 0) is not finite; nothing was changed."""
@@ -78,6 +81,12 @@ class CallbackList:
         """Any other event."""
         for callback in self._callbacks:
             _call(callback, event, *arguments)
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether a callback has to be told of every single step: one with `on_step_end`, other than `ProgressBar`."""
+        known = (Callback.on_step_end, ProgressBar.on_step_end)
+        return any(getattr(callback.on_step_end, "__func__", None) not in known for callback in self._callbacks)
 
     def __enter__(self) -> Self:
         return self

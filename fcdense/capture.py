@@ -29,7 +29,7 @@ def capture(step: Callable[..., Any]) -> Captured:
 
     Also a decorator. The first call runs the step as ever. The second one records it, twice and without computing
     anything: the recordings have to be alike, else something of the step comes from Python and changes. From then on
-    every call copies its arguments into fixed buffers and runs the recorded primitives.
+    every call runs the recorded primitives on its arguments: read where they lie, or copied into fixed buffers.
 
     Parameters
     ----------
@@ -85,8 +85,9 @@ class Captured:
     Attributes
     ----------
     inputs : tuple of Tensor
-        The buffers of the array arguments, from the first call on. Whoever writes into them (``inputs[0][:] = x``) and
-        calls `replay`, or passes them as arguments, saves the copy.
+        The buffers of the array arguments, from the first call on. Whoever writes into them (``inputs[0][:] = x``)
+        calls `replay`, or passes them as arguments. Other arguments may be read where they lie: the buffers then keep
+        what they hold.
     """
 
     __name__: str
@@ -126,33 +127,40 @@ class Captured:
             result = self._step(*values, **named)
             self._inputs = inputs
             return result
-        self._inputs.load(args, kwargs)
-        return self.replay()
+        return self._run(self._inputs.accept(args, kwargs))
 
     def replay(self) -> Any:
         """The step with what lies in its buffers."""
-        variant = self._variant
-        is_settled = (
-            variant is not None
-            and variant.settings == changes.settings.number
-            and variant.gradients == changes.gradients.number
-        )
-        if variant is None or not is_settled:
-            variant = self._fitting()
+        return self._run(None)
+
+    def _run(self, arrays: Sequence[Any] | None) -> Any:
+        """The step with these arrays in its buffers."""
+        variant, is_settled = self.current()
         try:
             for participant in variant.participants:
                 participant.before_replay()
         except CaptureError:  # an optimizer that was given other parameters, say
             is_settled = False
             variant = self._renewed(variant)
-        variant.replay.run()
-        for version, count in variant.versions:
-            version.number += count
-        if not is_settled:
-            variant.leave()
+        if arrays is None:
+            variant.replay.run()
+        else:
+            variant.run(arrays)
+        variant.ran(1, is_settled)
         for participant in variant.participants:
             participant.after_replay()
         return variant.result
+
+    def current(self) -> tuple[Variant, bool]:
+        """The recording for this moment, and whether it ran last and nothing was set since."""
+        variant = self._variant
+        if (
+            variant is not None
+            and variant.settings == changes.settings.number
+            and variant.gradients == changes.gradients.number
+        ):
+            return variant, True
+        return self._fitting(), False
 
     def record(self, *args: Any, **kwargs: Any) -> None:
         """Record the step for such arguments without a call of it, where models and optimizers are built already."""
@@ -212,7 +220,7 @@ class Attempt:
             changes.observe(self.witness)
             try:
                 self.result = _fixed(step(*args, **kwargs))
-                self.located = [self.recording.operand(tensor.array) for tensor in _tensors(self.result)]
+                self.located = [self.recording.operand(tensor.array) for tensor in tensors_of(self.result)]
             except BaseException:
                 self.restore()
                 raise
@@ -247,7 +255,10 @@ class Attempt:
 
 
 class Variant:
-    """One recording of a step: its calls, and for which state of models and gradients they are right."""
+    """One recording of a step: its calls, and for which state of models and gradients they are right.
+
+    `repeats` tells whether that is the state which the step leaves.
+    """
 
     def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
         first = Attempt(step, inputs)
@@ -274,13 +285,17 @@ class Variant:
         # Who adds to a gradient at the next call, or has it in hand, reads it; else the update may be its last use.
         readers = {leaf for leaf in witness.depends if second.gradients[leaf] is True} | witness.reads
         kept = [leaf.gradient_array for leaf in readers if isinstance(leaf, Parameter)]
-        kept += [tensor.array for tensor in _tensors(self.result)]
+        kept += [tensor.array for tensor in tensors_of(self.result)]
         self.replay: Replay = made.backend.replay(self.calls, [array for array in kept if array is not None])
+        self._inputs = inputs
+        targets = [port.tensor.array for port in inputs.ports]
+        is_host = all(isinstance(array, np.ndarray) for array in targets)
+        self._load = self.replay.loading(targets) if is_host else None
         self._left = [
             (leaf, False if state is True and self._consumes(leaf.gradient_array) else state)
             for leaf, state in second.gradients.items()
         ]
-        self._repeats = all(second.gradients[leaf] is state for leaf, state in self._found)
+        self.repeats = all(second.gradients[leaf] is state for leaf, state in self._found)
 
     def _consumes(self, gradient: Array) -> bool:
         return any(np.shares_memory(gradient, array) for array in self.replay.consumed)
@@ -309,12 +324,24 @@ class Variant:
             self.settings = changes.settings.number
         return all(leaf.gradient_state is state for leaf, state in self._found)
 
-    def leave(self) -> None:
-        """The gradients of leaves are there or not as after the step."""
+    def run(self, arrays: Sequence[Any]) -> None:
+        """Make the calls with these arrays in the buffers."""
+        if self._load is None:
+            self._inputs.write(arrays)
+            self.replay.run()
+        else:
+            self._load(arrays)
+
+    def ran(self, times: int, is_settled: bool) -> None:
+        """The calls were made; where it is not settled, gradients of leaves may have come or gone."""
+        for version, count in self.versions:
+            version.number += count * times
+        if is_settled:
+            return
         for leaf, state in self._left:
             leaf.gradient_state = state
         changes.gradients.bump()
-        self.gradients = changes.gradients.number if self._repeats else -1
+        self.gradients = changes.gradients.number if self.repeats else -1
 
 
 def _fixed(result: Any) -> Any:
@@ -335,9 +362,10 @@ def _fixed(result: Any) -> Any:
     )
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
+def tensors_of(result: Any) -> Iterator[Tensor]:
+    """The tensors in what a step returned, in order."""
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, (tuple, list, dict)):
         for item in result.values() if isinstance(result, dict) else result:
-            yield from _tensors(item)
+            yield from tensors_of(item)

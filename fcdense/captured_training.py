@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,14 +10,24 @@ from typing import Any
 import numpy as np
 
 from fcdense import losses, metrics, nn, optim, targets
+from fcdense.accumulation import Average
+from fcdense.arena import Array
 from fcdense.capture import Captured
+from fcdense.captured_rounds import Rounds
 from fcdense.data import Batch, Batches, DataLoader
+from fcdense.data.loader import Pass
 from fcdense.errors import CaptureError
 from fcdense.log import logger
 from fcdense.tensor import Tensor
 
 READS_AT_ONCE = (*metrics.TABLE.values(), metrics.TopK)
 """Metrics that keep nothing of the arrays that they are given."""
+
+GROUP_SECONDS = 0.05
+"""How long the steps of one call take together: Ctrl-C and the progress bar wait for them."""
+
+FIRST_SIZE = 8
+"""Steps of the first call, which tells how long they take."""
 
 UNKNOWN_TARGETS = "the loss is a function that calls another one, which looks at the values of its targets"
 
@@ -51,6 +62,9 @@ class CapturedTraining:
         self._fixed: Batch | None = None
         self._check: Callable[[Batch], object] | None = None
         self._updates = trainer.accumulate == 1
+        self._may_group = False
+        self._group: Rounds | None = None
+        self._size = FIRST_SIZE
         self.keeps_arrays = any(type(metric) not in READS_AT_ONCE for metric in trainer.metrics)
 
     def refuse(self, reason: str, why: str) -> None:
@@ -77,6 +91,9 @@ class CapturedTraining:
             self.refuse("dtype", f"batches of {batch.x.dtype} are converted on the host")
             return
         on = prediction.device
+        source = self._batches.source
+        if isinstance(source, Batches) and not self.keeps_arrays and _are_small_integers(arrays[1]):
+            arrays[1] = arrays[1].astype(np.int64)  # as class numbers are in the end: once instead of at each step
         x, y = (Tensor(on.backend.from_host(array), on) for array in arrays)
         trainer = self._trainer
         captured = Captured(partial(training_step, trainer.model, trainer.loss, trainer.optimizer, self._updates))
@@ -90,9 +107,13 @@ class CapturedTraining:
         self._captured, self._form = captured, _form(batch)
         self._served = trainer.model, trainer.loss, trainer.optimizer
         arrays = [tensor.array for tensor in captured.inputs]
-        if isinstance(self._batches.source, Batches) and all(isinstance(array, np.ndarray) for array in arrays):
+        if isinstance(source, Batches) and all(isinstance(array, np.ndarray) for array in arrays):
             self._fixed = Batch(*arrays)
-            self._batches.source.write_into(self._fixed)
+            source.write_into(self._fixed)
+            if len(batch.x) == source.batch_size:
+                rows = source.arrays
+                sources = [rows.x, np.ascontiguousarray(rows.y, arrays[1].dtype)]
+                self._group = Rounds(captured, sources, [bool(trainer.metrics), True])
 
     def _check_of(self, prediction: Tensor) -> Callable[[Batch], object] | None:
         """What looks at the values of targets, which the recorded loss does not: at all of them now, or at each batch.
@@ -106,13 +127,17 @@ class CapturedTraining:
         if check is None:
             raise CaptureError(UNKNOWN_TARGETS)
         source, rest = self._batches.source, prediction.shape[1:]
-        if isinstance(source, Batches) and source.targets is not None:
-            check(source.targets, (source.n, *rest))
+        if isinstance(source, Batches) and source.arrays.y is not None:
+            check(source.arrays.y, (source.n, *rest))
             return None
         return lambda batch: check(batch.y, (len(batch.x), *rest))
 
     def takes(self, batch: Batch) -> bool:
         """Whether the recorded step is one for `batch`."""
+        return self._is_current() and (batch is self._fixed or _form(batch) == self._form)
+
+    def _is_current(self) -> bool:
+        """Whether there is a recorded step of the present model, loss and optimizer."""
         if self._captured is None:
             return False
         trainer = self._trainer
@@ -120,7 +145,7 @@ class CapturedTraining:
         if any(ours is not now for ours, now in zip(self._served, served, strict=True)):
             self.forget()  # a callback has put another one in its place
             return False
-        return batch is self._fixed or _form(batch) == self._form
+        return True
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prediction and loss.
@@ -138,14 +163,40 @@ class CapturedTraining:
             result: tuple[Tensor, Tensor] = captured.replay() if batch is self._fixed else captured(batch.x, batch.y)
         return result
 
-    def begin_epoch(self) -> None:
-        """Look at all settings of the model at the next batch."""
+    def run_group(self, batches: Pass, average: Average) -> int:
+        """Learn some of the next full batches of arrays in one call; how many, 0 where the next is one for `run`.
+
+        No step among them is refused: a batch that is not finite stays to come.
+        """
+        if self._group is None or not self._may_group or not self._is_current():
+            return 0
+        rows = batches.ahead(self._size)
+        if not len(rows):
+            return 0
+        began = time.perf_counter()
+        try:
+            with np.errstate(all="ignore"):
+                made = self._group.run(rows)
+        except CaptureError:
+            return 0
+        if made:
+            self._size = max(1, int(made * GROUP_SECONDS / (time.perf_counter() - began)))
+            batches.skip(made)
+            *predictions, losses = (result[:made] for result in self._group.results)
+            for prediction in predictions:  # where there are metrics
+                average.measure(prediction, self._batches.source.arrays.y[rows[:made]])
+            average.add_losses(losses.tolist(), rows.shape[1])
+        return made
+
+    def begin_epoch(self, may_group: bool) -> None:
+        """Look at all settings of the model at the next batch; `may_group` if nothing has to be done between steps."""
+        self._may_group = may_group and self._updates and not self.keeps_arrays
         if self._captured is not None:
             self._captured.look_again()
 
     def forget(self) -> None:
         """Record anew when a batch is offered next: the model or the optimizer is another one than was recorded."""
-        self._captured = None
+        self._captured = self._group = None
 
 
 def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] | None:
@@ -172,6 +223,10 @@ def training_step(
         optimizer.step(check_finite=value)
         optimizer.zero_grad()
     return prediction, value
+
+
+def _are_small_integers(array: Array) -> bool:
+    return array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)
 
 
 def _form(batch: Batch) -> tuple[Any, ...]:

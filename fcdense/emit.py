@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -55,19 +55,41 @@ def run(program: Program, inputs: Sequence[Array], scalars: Sequence[float], out
     size = outs[0].size
     if size == 0:
         return
-    arrays = (*inputs, *outs)
+    arrays, scratch = (*inputs, *outs), _of_thread.scratch
     blocks: Iterable[tuple[Array, ...]]
     if size <= BLOCK:
-        blocks = ((*arrays, *_scratch(kernel, shape)),)
+        blocks = ((*arrays, *scratch.of(kernel, shape)),)
     elif flat and all(a.flags.c_contiguous for a in arrays):
-        blocks = _flat_blocks(kernel, arrays, size)
+        blocks = _flat_blocks(kernel, arrays, size, scratch)
     else:
-        blocks = _tiles(kernel, arrays, shape)
+        blocks = _tiles(kernel, arrays, shape, scratch)
     if kernel.overflows:
         with np.errstate(over="ignore", under="ignore"):
             kernel.function(blocks, *scalars)
     else:
         kernel.function(blocks, *scalars)
+
+
+def bind(program: Program, inputs: Sequence[Array], outs: Sequence[Array], scratch: Scratch) -> Callable[..., None]:
+    """`run` as a function of the scalars, for arrays that stay: the same bits, and everything looked up beforehand.
+
+    The function works in `scratch`, so that one thread at a time may call it and others made with it, and it leaves
+    floating-point warnings to the caller.
+    """
+    shape, size = outs[0].shape, outs[0].size
+    _check_shapes(program, inputs, outs, shape)
+    apart = frozenset((k, i) for k, y in enumerate(outs) for i, x in enumerate(inputs) if not np.may_share_memory(x, y))
+    kernel = _kernel(program, tuple([a.dtype for a in inputs]), tuple([a.dtype for a in outs]), apart)
+    arrays = (*inputs, *outs)
+    if size == 0:
+        blocks: Iterable[tuple[Array, ...]] = ()
+    elif all(a.flags.c_contiguous and a.size in (1, size) for a in arrays):
+        blocks = _flat_blocks(kernel, arrays, size, scratch)
+    elif size <= BLOCK:
+        blocks = ((*arrays, *scratch.of(kernel, shape)),)
+    else:
+        blocks = _tiles(kernel, arrays, shape, scratch)
+    return partial(kernel.function, tuple(blocks))
 
 
 def apply(program: Program, *arrays: Any, scalars: Sequence[float] = ()) -> Any:
@@ -111,13 +133,18 @@ def source(program: Program, dtype: DTypeLike = np.float32) -> str:
 
 
 @cache
-def _kernel(program: Program, inputs: tuple[np.dtype[Any], ...], outs: tuple[np.dtype[Any], ...]) -> Kernel:
+def _kernel(
+    program: Program,
+    inputs: tuple[np.dtype[Any], ...],
+    outs: tuple[np.dtype[Any], ...],
+    apart: frozenset[tuple[int, int]] = frozenset(),
+) -> Kernel:
     if len(inputs) != program.n_inputs or len(outs) != len(program.outputs):
         raise ArgumentError(
             f"Program {program.name!r} takes {program.n_inputs} arrays and writes {len(program.outputs)}, "
             f"given {len(inputs)} and {len(outs)}."
         )
-    return compile_program(program, inputs, outs)
+    return compile_program(program, inputs, outs, apart)
 
 
 def _check_shapes(program: Program, inputs: Sequence[Array], outs: Sequence[Array], shape: tuple[int, ...]) -> bool:
@@ -141,57 +168,63 @@ def _check_shapes(program: Program, inputs: Sequence[Array], outs: Sequence[Arra
     return flat
 
 
-class _Scratch(threading.local):
-    """Buffers of BLOCK elements, and views of them in the shapes of recent blocks."""
+class Scratch:
+    """Registers of BLOCK elements, and views of them in the shapes of recent blocks, for one thread at a time."""
 
     def __init__(self) -> None:
-        self.registers: dict[tuple[np.dtype[Any], int], Array] = {}
-        self.constants: dict[tuple[np.dtype[Any], float], Array] = {}
-        self.views: dict[Any, tuple[Array, ...]] = {}
+        self._registers: dict[tuple[np.dtype[Any], int], Array] = {}
+        self._constants: dict[tuple[np.dtype[Any], float], Array] = {}
+        self._views: dict[Any, tuple[Array, ...]] = {}
 
-    def register(self, dtype: np.dtype[Any], number: int) -> Array:
-        if (dtype, number) not in self.registers:
-            self.registers[dtype, number] = np.empty(BLOCK, dtype)
-        return self.registers[dtype, number]
+    def of(self, kernel: Kernel, shape: tuple[int, ...]) -> tuple[Array, ...]:
+        """What a block of `kernel` needs after inputs and outputs, in `shape` (at most BLOCK elements)."""
+        key = (kernel.dtype, kernel.n_float, kernel.n_bool, kernel.n_int, kernel.constants, shape)
+        found = self._views.get(key)
+        if found is None:
+            if len(self._views) >= 1024:  # ever new shapes: views are cheap to rebuild, the buffers stay
+                self._views.clear()
+            size = math.prod(shape)
+            found = self._views[key] = tuple(r[:size].reshape(shape) for r in self._whole(kernel))
+        return found
 
-    def constant(self, dtype: np.dtype[Any], value: float) -> Array:
-        if (dtype, value) not in self.constants:
-            self.constants[dtype, value] = np.full(BLOCK, value, dtype)
-        return self.constants[dtype, value]
-
-    def whole(self, kernel: Kernel) -> list[Array]:
-        """What a block of `kernel` needs after inputs and outputs, in full length."""
-        floats = [self.register(kernel.dtype, i) for i in range(kernel.n_float)]
-        bools = [self.register(BOOL, i) for i in range(kernel.n_bool)]
+    def _whole(self, kernel: Kernel) -> list[Array]:
+        floats = [self._register(kernel.dtype, i) for i in range(kernel.n_float)]
+        bools = [self._register(BOOL, i) for i in range(kernel.n_bool)]
         ints = [f.view(INT[kernel.dtype]) for f in floats[: kernel.n_int]]
-        return floats + bools + ints + [self.constant(kernel.dtype, c) for c in kernel.constants]
+        return floats + bools + ints + [self._constant(kernel.dtype, c) for c in kernel.constants]
+
+    def _register(self, dtype: np.dtype[Any], number: int) -> Array:
+        if (dtype, number) not in self._registers:
+            self._registers[dtype, number] = np.empty(BLOCK, dtype)
+        return self._registers[dtype, number]
+
+    def _constant(self, dtype: np.dtype[Any], value: float) -> Array:
+        if (dtype, value) not in self._constants:
+            self._constants[dtype, value] = np.full(BLOCK, value, dtype)
+        return self._constants[dtype, value]
 
 
-_local = _Scratch()
+class _OfThread(threading.local):
+    """What `run` works in."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
 
 
-def _scratch(kernel: Kernel, shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """The calling thread's registers for this kernel, in `shape` (at most BLOCK elements)."""
-    views = _local.views
-    key = (kernel.dtype, kernel.n_float, kernel.n_bool, kernel.n_int, kernel.constants, shape)
-    found = views.get(key)
-    if found is None:
-        if len(views) >= 1024:  # ever new shapes: views are cheap to rebuild, the buffers stay
-            views.clear()
-        size = math.prod(shape)
-        found = views[key] = tuple(r[:size].reshape(shape) for r in _local.whole(kernel))
-    return found
+_of_thread = _OfThread()
 
 
-def _flat_blocks(kernel: Kernel, arrays: tuple[Array, ...], size: int) -> Iterator[tuple[Array, ...]]:
+def _flat_blocks(kernel: Kernel, arrays: tuple[Array, ...], size: int, scratch: Scratch) -> Iterator[tuple[Array, ...]]:
     """Contiguous arrays of `size` elements, or of one element, in blocks."""
-    flat = [(a.reshape(-1), a.size == size) for a in arrays]
+    flat = [(a.reshape(-1), True) if a.size == size else (a.reshape(()), False) for a in arrays]
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
-        yield *(a[start:stop] if whole else a for a, whole in flat), *_scratch(kernel, (stop - start,))
+        yield *(a[start:stop] if whole else a for a, whole in flat), *scratch.of(kernel, (stop - start,))
 
 
-def _tiles(kernel: Kernel, arrays: tuple[Array, ...], shape: tuple[int, ...]) -> Iterator[tuple[Array, ...]]:
+def _tiles(
+    kernel: Kernel, arrays: tuple[Array, ...], shape: tuple[int, ...], scratch: Scratch
+) -> Iterator[tuple[Array, ...]]:
     """Arrays of any strides that broadcast to `shape`, in tiles of at most BLOCK elements over the last axes."""
     views = [a if a.shape == shape else np.broadcast_to(a, shape) for a in arrays]
     if views[-1].flags.f_contiguous:  # walk along memory
@@ -205,4 +238,4 @@ def _tiles(kernel: Kernel, arrays: tuple[Array, ...], shape: tuple[int, ...]) ->
         for start in range(0, shape[axis], rows):
             index: Any = (*lead, slice(start, start + rows))
             tile = [v[index] for v in views]
-            yield *tile, *_scratch(kernel, tile[-1].shape)
+            yield *tile, *scratch.of(kernel, tile[-1].shape)

@@ -57,11 +57,12 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     forwards = vars(model).get("_forwards")
     with tape.no_grad():
         if isinstance(forwards, Forwards) and forwards.is_settled:
-            return _predicted(forwards, model, rows, size)
+            with forwards.evaluating():
+                return _predicted(forwards, model, rows, size)
         with evaluating(model) as modules:
             forwards = forwards_of(model, modules)
             result = _predicted(forwards, model, rows, size)
-            forwards.settle()
+        forwards.settle()
         return result
 
 
@@ -98,18 +99,35 @@ class Forwards:
         self._kept: OrderedDict[Any, Captured | None] = OrderedDict()
         self._settings = -1
         self._contents: list[tuple[Any, Any]] = []
+        self._training: list[nn.Module] = []
 
     @property
     def is_settled(self) -> bool:
-        """Whether all modules are known to be the same and in evaluation mode, without a walk through them."""
+        """Whether all modules are known to be the same and in the same modes, without a walk through them."""
         return self._settings == changes.settings.number and all(now == then for now, then in self._contents)
 
     def settle(self) -> None:
-        """Note the settings of the moment, all modules being in evaluation mode, as long as they stay like that."""
+        """Note the modules and their modes, as long as they stay like that."""
         if self._is_plain:
             values = (value for module in self.modules for value in vars(module).values())
             self._contents = [(value, value.copy()) for value in values if type(value) in (list, dict)]
+            self._training = [module for module in self.modules if module.training]
             self._settings = changes.settings.number
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """`evaluating`, where `is_settled` holds: no change of settings, as they are looked at in evaluation mode only.
+
+        The recordings here are used in this mode alone, and layers of the library do not replay others.
+        """
+        training = self._training
+        for module in training:
+            object.__setattr__(module, "training", False)
+        try:
+            yield
+        finally:
+            for module in training:
+                object.__setattr__(module, "training", True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoForwards, ()

@@ -20,6 +20,7 @@ from fcdense.operations import AnyTensor, Call, Gradients, Operation
 from fcdense.program import Program, trace
 from fcdense.random import random_state
 from fcdense.tensor import Tensor, as_tensor, elementwise
+from fcdense.variable import ONE
 
 SCALED = trace(lambda slope, dy: slope * dy, 2, name="scaled")
 
@@ -114,6 +115,8 @@ def _with_gradient(name: str, loss: Array, prediction: Tensor, dz: Array | None,
         def vjp(dy: Tensor) -> tuple[Tensor]:
             if tape.is_recording():
                 return (differentiable() * dy,)
+            if dy.version is ONE:
+                return (dy.derived(slope),)
             product = dy.device.backend.workspace.empty(slope.shape, slope.dtype)
             dy.device.backend.map(SCALED, (slope, dy.array), out=(product,))
             return (dy.derived(product),)

@@ -50,8 +50,9 @@ class Trainer:
         Shuffling and validation split follow from it. (`fcdense.manual_seed` governs weights and dropout.)
     capture : bool
         Record the training step after the first batch and replay it for all batches of that shape: the same bits,
-        without Python between the primitives (`fcdense.capture`). Where that cannot be done (`not_captured` says why),
-        and for other batches, each step is computed as if False.
+        without Python between the primitives (`fcdense.capture`), and between the steps either where nothing has to be
+        done there: arrays, no `BatchNorm`, no callback that has `on_step_end`, no metrics of your own. Where steps
+        cannot be captured (`not_captured` says why), and for other batches, each is computed as if False.
 
     Attributes
     ----------
@@ -236,9 +237,11 @@ class Trainer:
         buffers = [(module, name) for module in self.model.modules() for name in module._buffers]
         is_penalized = any(parameter.regularizer is not None for parameter in self.model.parameters())
         step = Step(self.optimizer, buffers)
-        capturing.begin_epoch()
+        capturing.begin_epoch(may_group=not buffers and not hooks.follows_steps)
+        number = 0
         try:
-            for number, batch in enumerate(batches):
+            walk = iter(batches)
+            for batch in walk:
                 done = False
                 if capturing.takes(batch) and step.takes(float(len(batch.x))):
                     done = self._replay(capturing, batch, step, average, hooks)
@@ -247,6 +250,10 @@ class Trainer:
                     if prediction is not None:
                         capturing.offer(batch, prediction)
                 hooks.tell("on_step_end", number, {"loss": average.loss})
+                number += 1
+                while made := capturing.run_group(walk, average):
+                    number += made
+                    hooks.tell("on_step_end", number - 1, {"loss": average.loss})
             if step.batches:
                 self._finish(step, batch, hooks)
         except BaseException:

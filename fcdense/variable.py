@@ -17,6 +17,9 @@ from fcdense.operations import AsType, Call, Operation
 
 V = TypeVar("V", bound="Variable")
 
+ONE = Version()
+"""That of the gradients which `backward` starts with: a 1 that nobody changes, and no vjp has to multiply with."""
+
 
 class Variable:
     """What every tensor is: state, gradient, and `apply`, through which every operation passes."""
@@ -250,7 +253,7 @@ class Variable:
             )
         array = self.device.backend.workspace.empty(self.shape, self.dtype)
         self.device.backend.fill(1.0, out=array)
-        return self.derived(array)
+        return self.derived(array, ONE)
 
     def detach(self) -> Any:
         """The same values without their history; they share memory."""

@@ -71,6 +71,19 @@ def test_averages():
     assert math.isnan(Average([fc.metrics.get("accuracy")]).result()["accuracy"])
 
 
+@pytest.mark.parametrize("name", ["accuracy", "mse", "r2", "top_2"])
+def test_many_batches_count_as_one_by_one(name, rng):
+    losses, prediction = rng.normal(size=7).tolist(), rng.normal(size=(7, 5, 3))
+    target = rng.normal(size=(7, 5, 3)) if name in ("mse", "r2") else rng.integers(0, 3, (7, 5))
+    single, together = (Average([fc.metrics.get(name)]) for _ in range(2))
+    for loss, p, t in zip(losses, prediction, target, strict=True):
+        single.add(loss, 5.0, fc.tensor(p), Batch(np.ones((5, 1)), t))
+    for part in (slice(0, 2), slice(2, 7)):
+        together.measure(prediction[part], target[part])
+        together.add_losses(losses[part], 5)
+    assert together.result() == single.result()
+
+
 def test_rows_without_any_weight_have_no_average():
     average = Average([])
     average.add(0.0, 0.0, fc.tensor([[1.0]]), Batch(np.ones((7, 1))))

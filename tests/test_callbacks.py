@@ -336,6 +336,25 @@ def test_progress_on_a_terminal_shows_a_bar_and_cleans_up(stop, capsys, monkeypa
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1  # the cursor is hidden and comes back
 
 
+def test_who_follows_steps():
+    class Still(ProgressBar):
+        pass
+
+    class Follows(ProgressBar):
+        def on_step_end(self, step, logs):
+            pass
+
+    patched = Callback()
+    patched.on_step_end = lambda step, logs: None
+    for callbacks, expected in (
+        ([], False),
+        ([StopOnNaN(), EarlyStopping(), Still()], False),
+        ([Still(), Follows()], True),
+        ([patched], True),
+    ):
+        assert CallbackList(callbacks, [ProgressBar(), StopOnNaN()]).follows_steps is expected
+
+
 def test_quiet_is_quiet(capsys):
     trainer().fit(X, Y, verbose=False)
     assert capsys.readouterr() == ("", "")

@@ -264,6 +264,50 @@ def test_second_derivatives():
     assert [captured(leaf).item() for _ in range(5)] == expected
 
 
+ARGUMENTS = {
+    "whole": lambda x: x,
+    "rows of more": lambda x: np.concatenate([x, x])[len(x) :],
+    "read only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+    "columns first": np.asfortranarray,
+    "every other": lambda x: np.repeat(x, 2, 0)[::2],
+    "unaligned": lambda x: np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape),
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "tensor": fc.tensor,
+}
+
+
+@pytest.mark.parametrize("form", ARGUMENTS)
+def test_arguments_are_read_where_they_lie(form):
+    make, given = ARGUMENTS[form], [np.full((40, 3), value, np.float32) for value in (1, 2, 3)]
+    step = fc.capture(lambda x: np.tanh(x) * 2.0)
+    expected = [(np.tanh(fc.tensor(x)) * 2.0).numpy() for x in given]
+    for x, y in zip([*given, *given], [*expected, *expected], strict=True):
+        np.testing.assert_array_equal(step(make(x)).numpy(), y)
+    step.inputs[0][:] = 5.0
+    np.testing.assert_array_equal(step.replay().numpy(), (np.tanh(fc.tensor(np.full((40, 3), 5.0, "f"))) * 2.0).numpy())
+    np.testing.assert_array_equal(step(make(given[0])).numpy(), expected[0])
+
+
+def test_an_argument_may_be_a_result():
+    step = fc.capture(lambda x, y: (x, x[1:] + y, y))
+    for value in (1.0, 2.0, 3.0, 4.0):
+        x, y = np.full((3, 2), value), np.full(2, -value)
+        first, total, last = (tensor.numpy() for tensor in step(x, y))
+        np.testing.assert_array_equal(first, x)
+        np.testing.assert_array_equal(total, np.zeros((2, 2)))
+        np.testing.assert_array_equal(last, y)
+
+
+def test_a_result_may_be_the_next_argument():
+    x = np.linspace(-1, 1, 200 * 64, dtype=np.float32).reshape(200, 64)
+    step = fc.capture(lambda x: np.tanh(x[:, ::-1]) + 0.25)
+    expected, given = fc.tensor(x), x
+    for _ in range(5):
+        expected = np.tanh(expected[:, ::-1]) + 0.25
+        given = step(given).numpy()
+        np.testing.assert_array_equal(given, expected.numpy())
+
+
 def test_inference_and_its_buffers():
     model = network(fc.nn.Dropout(0.5), fc.nn.BatchNorm()).eval()
     model(X[0])

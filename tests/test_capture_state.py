@@ -140,9 +140,9 @@ def test_temporary_arrays_share_memory():
         return x.sum()
 
     captured = fc.capture(step)
-    square = np.eye(64)
+    square = np.eye(256)
     for _ in range(3):
-        assert captured(square).item() == 64.0
+        assert captured(square).item() == 256.0
     places = {array.__array_interface__["data"][0] for call, _ in captured.calls() for array in call.writes}
     assert len(places) <= 3 + 1
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fcdense as fc
+from fcdense import changes
 from fcdense.inference import KEPT_SHAPES, Forwards, evaluating, predict
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
@@ -102,6 +103,34 @@ def test_what_changes_is_seen(name, is_trained):
     CHANGES[name](model)
     assert agrees(model)
     assert recordings(model) == 1
+
+
+def test_a_model_in_training_mode_is_walked_through_once(monkeypatch):
+    model = network().train()
+    model[2].eval()
+    expected = {rows: called(model, X[:rows]) for rows in (8, 9)}
+    modes = [module.training for module in model.modules()]
+    for _ in range(3):
+        np.testing.assert_array_equal(predict(model, X[:8]), expected[8])
+    number = changes.settings.number
+    for _ in range(2):
+        np.testing.assert_array_equal(predict(model, X[:9]), expected[9])  # at first without a recording
+    monkeypatch.setattr(fc.nn.Module, "named_modules", None)
+    for rows in (8, 9):
+        np.testing.assert_array_equal(predict(model, X[:rows]), expected[rows])
+    monkeypatch.undo()
+    assert changes.settings.number == number  # captured training steps need not look at the model again
+    assert [module.training for module in model.modules()] == modes
+    model[2].train()
+    assert agrees(model)
+
+
+def test_the_modes_come_back_after_an_error_without_a_walk():
+    model = network().train()
+    assert agrees(model)
+    with pytest.raises(fc.errors.ShapeError):
+        predict(model, X[:, :3])
+    assert all(module.training for module in model.modules())
 
 
 class Scaled(fc.nn.Module):

@@ -23,7 +23,7 @@ import numpy as np
 
 from fcdense.activation import Activation
 from fcdense.arena import Array, Workspace
-from fcdense.backends.replay import Call, CallList, Replay
+from fcdense.backends.replay import Call, CallList, Feed, Keep, Replay
 from fcdense.errors import ContractError
 from fcdense.program import Program
 
@@ -71,6 +71,34 @@ class Replayed(Protocol):
 
     def after_replay(self) -> None:
         """Bring the host's numbers up to date."""
+
+    def rounds(self, most: int) -> ReplayedRounds:
+        """The same for up to `most` replays in a row."""
+
+
+class ReplayedRounds(Protocol):
+    """What those who keep numbers on the host do around `Replay.rounds`.
+
+    Attributes
+    ----------
+    feeds, keeps
+        What goes in and out at each round.
+    go_on : Array or None
+        Float64 of shape (), 0 after a round that changed nothing.
+    """
+
+    feeds: Sequence[Feed]
+    keeps: Sequence[Keep]
+    go_on: Array | None
+
+    def before(self, count: int) -> int:
+        """Write what the next `count` rounds are going to read, or fewer of them; how many, at least 1.
+
+        Raises `CaptureError` where the recorded calls no longer fit.
+        """
+
+    def after(self, count: int) -> None:
+        """Bring the host's numbers up to date after `count` rounds, none of which was refused."""
 
 
 class Backend(ABC):

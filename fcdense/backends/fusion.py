@@ -1,18 +1,20 @@
 """Rewrites of recorded calls for replays, which need not keep every array that the eager step wrote.
 
 `consume_gradients`: a weight gradient whose only reader is the optimizer's pass over the arena never becomes a matrix;
-each block of it updates weights and slots while it is in the cache.
+each block of it updates weights and slots while it is in the cache. `join_passes`: the time of a step with few rows is
+that of its passes over the kernels, and the input gradient and the update can share one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends.replay import Call
+from fcdense.backends.spans import overlap, span
 from fcdense.program import Program
 
 
@@ -42,12 +44,33 @@ def consume_gradients(calls: Sequence[Call], kept: Sequence[Array] = ()) -> tupl
             for call in result
             if call.primitive == "dense_grad_weight"
             and _joins(call, update, gradient, result)
-            and not any(_overlap(call.arguments["out"], array) for array in kept)
+            and not any(overlap(call.arguments["out"], array) for array in kept)
         ]
         if joined:
             result = _rewritten(result, update, gradient, joined)
             consumed += [call.arguments["out"] for call in joined]
     return result, consumed
+
+
+def join_passes(calls: Sequence[Call], is_served: Callable[[Call], bool]) -> list[Call]:
+    """The calls, with the update of a kernel joined to the input gradient that reads it before, if that is served."""
+    result = list(calls)
+    for update in [call for call in calls if call.primitive == "updated_weight"]:
+        weight = update.writes[0]
+        place = result.index(update)
+        for i in reversed(range(place)):
+            call = result[i]
+            if call.primitive == "dense_grad_input" and _same(call.arguments["w_io"], weight):
+                if not is_served(call):
+                    break
+                given = {"grad_input": call.arguments, "updated": update.arguments}
+                reads, writes = (*call.reads, *update.reads), (*call.writes, *update.writes)
+                result[i] = Call("passed_weight", given, reads, writes)
+                del result[place]
+                break
+            if not _commute(call, update):
+                break
+    return result
 
 
 def _gradient_operand(update: Call, calls: Sequence[Call]) -> int | None:
@@ -59,7 +82,7 @@ def _gradient_operand(update: Call, calls: Sequence[Call]) -> int | None:
         return None
     gradients = [call.arguments["out"] for call in calls if call.primitive == "dense_grad_weight"]
     for i, array in enumerate(inputs):
-        if any(_inside(g, array) for g in gradients) and not any(_overlap(array, out) for out in outs):
+        if any(_inside(g, array) for g in gradients) and not any(overlap(array, out) for out in outs):
             return i
     return None
 
@@ -76,11 +99,11 @@ def _joins(gradient_call: Call, update: Call, gradient: int, calls: Sequence[Cal
     start, stop = calls.index(gradient_call), calls.index(update)
     between = [a for call in calls[start:stop] for a in (*call.reads, *call.writes)]
     scalars = update.arguments["scalars"]
-    late = hasattr(scalars, "strides") and any(_overlap(scalars, a) for call in calls[start:stop] for a in call.writes)
+    late = hasattr(scalars, "strides") and any(overlap(scalars, a) for call in calls[start:stop] for a in call.writes)
     return (
         not late
-        and not any(_overlap(out, a) for a in touches)
-        and not any(_overlap(c, a) for c in changed for a in between)
+        and not any(overlap(out, a) for a in touches)
+        and not any(overlap(c, a) for c in changed for a in between)
     )
 
 
@@ -93,7 +116,9 @@ def _rewritten(calls: Sequence[Call], update: Call, gradient: int, joined: Seque
     values = np.empty(len(first.outputs))
     cells = tuple(values[k : k + 1].reshape(()) for k in range(len(values)))
     given = {"program": first, "inputs": (), "scalars": scalars, "out": cells, "when": None}
-    result.insert(result.index(joined[0]), Call("map", given, _arrays(scalars), cells))
+    place = result.index(joined[0])
+    result.insert(place, Call("map", given, _arrays(scalars), cells))
+    _move_up(result, place)
     for call in joined:
         x_bi, dz_bo, out = (call.arguments[name] for name in ("x_bi", "dz_bo", "out"))
         parts = tuple(_part(inputs[i], update, gradient, out) for i in rest)
@@ -113,18 +138,23 @@ def _with_scalars_first(calls: Sequence[Call], update: Call) -> list[Call]:
     if not hasattr(scalars, "strides"):
         return result
     for i, call in enumerate(calls[: calls.index(update)]):
-        if any(_overlap(a, scalars) for a in call.writes):
-            place = i
-            while place and _commute(result[place - 1], call):
-                place -= 1
-            result.insert(place, result.pop(i))
+        if any(overlap(a, scalars) for a in call.writes):
+            _move_up(result, i)
     return result
+
+
+def _move_up(calls: list[Call], place: int) -> None:
+    """Make a call as early as it can be made."""
+    call = calls.pop(place)
+    while place and _commute(calls[place - 1], call):
+        place -= 1
+    calls.insert(place, call)
 
 
 def _commute(a: Call, b: Call) -> bool:
     """Whether two calls may change places."""
     pairs = [(x, y) for x in a.writes for y in (*b.reads, *b.writes)] + [(x, y) for x in a.reads for y in b.writes]
-    return not any(_overlap(x, y) for x, y in pairs)
+    return not any(overlap(x, y) for x, y in pairs)
 
 
 def _left_over(update: Call, gradient: int, joined: Sequence[Call]) -> Iterator[slice]:
@@ -158,28 +188,14 @@ def _part(array: Array, update: Call, gradient: int, out: Array) -> Array:
 
 
 def _slice(part: Array, flat: Array) -> tuple[int, int]:
-    start = (_span(part)[0] - _span(flat)[0]) // flat.itemsize
+    start = (span(part)[0] - span(flat)[0]) // flat.itemsize
     return start, start + part.size
 
 
-def _span(array: Array) -> tuple[int, int]:
-    """First byte, and the byte after the last one, of an array without negative strides."""
-    start = int(array.__array_interface__["data"][0])
-    if not array.size:
-        return start, start
-    last = sum((n - 1) * abs(step) for n, step in zip(array.shape, array.strides, strict=True))
-    return start, start + last + array.itemsize
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    (a0, a1), (b0, b1) = _span(a), _span(b)
-    return a0 < b1 and b0 < a1
-
-
 def _inside(part: Array, whole: Array) -> bool:
-    (p0, p1), (w0, w1) = _span(part), _span(whole)
+    (p0, p1), (w0, w1) = span(part), span(whole)
     return part.flags.c_contiguous and w0 <= p0 and p1 <= w1 and part.dtype == whole.dtype
 
 
 def _same(a: Array, b: Array) -> bool:
-    return _span(a) == _span(b)
+    return span(a) == span(b)

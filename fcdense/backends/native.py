@@ -16,7 +16,7 @@ from typing import Any
 
 from fcdense.arena import Array
 from fcdense.backends.cpu import CpuBackend
-from fcdense.backends.replay import Call, CallList, Replay
+from fcdense.backends.replay import Call, Replay
 from fcdense.log import logger
 
 SERVED = (
@@ -57,7 +57,7 @@ class NativeBackend(CpuBackend):
 
     def replay(self, calls: Sequence[Call], kept: Sequence[Array] = ()) -> Replay:
         table = _kernels()
-        return CallList(self, calls) if table is None else table.NativeReplay(self, calls, kept)
+        return super().replay(calls, kept) if table is None else table.NativeReplay(self, calls, kept)
 
 
 def _served(primitive: str) -> Callable[..., None]:

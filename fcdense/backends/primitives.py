@@ -6,7 +6,7 @@ to do it (numbers that are neither float32 nor float64, strides that the kernels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,13 @@ from fcdense.backends.cpu import chain, epilogue, weighted
 from fcdense.backends.fusion import Update
 from fcdense.backends.instructions import (
     FLOATS,
+    NO_TILE,
     Instruction,
     Tile,
+    alternating,
+    by_columns,
     chunks,
+    column_sums,
     compiled_kernel,
     finish,
     product,
@@ -31,13 +35,13 @@ from fcdense.backends.instructions import (
     tile_of,
     total,
 )
-from fcdense.kernels.numba import rows, sums
+from fcdense.kernels.numba import gemm, rows, sums
 from fcdense.kernels.numba.pool import address
+from fcdense.kernels.numba.spread import ROW_UNIT
 from fcdense.program import Program, trace
 
-XENT_ROWS = 64
-"""Rows of one chunk of softmax and of the cross entropy, whose loss is summed up by chunks."""
-
+MANY_LOGITS = 4096
+"""Softmax, or the cross entropy, of so many costs 1: about 3 us."""
 
 DROPOUT_CHUNK = 4096
 """Elements of one chunk of dropout, about 7 us."""
@@ -57,7 +61,7 @@ def dense(
     operands = (x_bi, w_io, out, *(a for a in (b_o, aux) if a is not None))
     if not served(operands):
         return None
-    tile = None
+    tile = NO_TILE
     if b_o is not None or aux is not None or not act.is_linear:
         program = epilogue(act, b_o is not None, aux is not None)
         bias = () if b_o is None else ((b_o, "r"),)
@@ -78,8 +82,12 @@ def dense_grad_input(
     """Product with the transposed kernel, then times f' with its column sums."""
     if not served([a for a in (dz_bo, w_io, out, aux_bi, db) if a is not None]):
         return None
-    totals, added = _column_sums(db, mode)
-    tile = None
+    totals, added = _bias_gradient(db, mode)
+    if not by_columns(out.shape, out.itemsize):
+        tile = NO_TILE if act.is_linear else _gradient_tile(act, aux_bi, out.dtype, None, None)
+        sums = [] if totals is None else column_sums(out, totals)
+        return [*product(dz_bo, w_io.T, out, tile=tile), *sums, *added]
+    tile = NO_TILE
     if db is not None or not act.is_linear:
         tile = _gradient_tile(act, aux_bi, out.dtype, None, totals)
     return [*product(dz_bo, w_io.T, out, tile=tile, totals=totals), *added]
@@ -92,12 +100,23 @@ def dense_grad_weight(x_bi: Array, dz_bo: Array, *, out: Array, mode: Mode = "ov
     return product(x_bi.T, dz_bo, out, accumulate=mode == "accumulate")
 
 
-def updated_weight(x_bi: Array, dz_bo: Array, update: Update) -> Instructions:
+def updated_weight(x_bi: Array, dz_bo: Array, update: Update) -> list[Instruction]:
     """`fusion.consume_gradients`."""
     weight = update.arrays[update.outputs[0]]
     operands = [(array, "m") for array in update.arrays]
     tile = tile_of(update.program, weight.dtype, operands, [update.arrays[i] for i in update.outputs], update.scalars)
-    return product(x_bi.T, dz_bo, None, tile=tile, shape=weight.shape)
+    by_rows = dz_bo.nbytes <= gemm.WIDE  # long rows are worth more than what all threads pack of it
+    return product(x_bi.T, dz_bo, None, tile=tile, shape=weight.shape, by_rows=by_rows)
+
+
+def passed_weight(grad_input: Mapping[str, Any], updated: Mapping[str, Any]) -> list[Instruction]:
+    """`fusion.join_passes`: rows of the kernel serve the input gradient, and are updated while they are near."""
+    before, out = dense_grad_input(**grad_input) or [], grad_input["out"]
+    if len(out) > gemm.FEW_DOTS or grad_input["dz_bo"].nbytes > gemm.NEAR or not by_columns(out.shape, out.itemsize):
+        return [*before, *updated_weight(**updated)]
+    first, *rest = before
+    units = -(-out.shape[1] // ROW_UNIT)
+    return [alternating([first, *updated_weight(**updated)], units), *rest]
 
 
 def act_grad(
@@ -112,7 +131,10 @@ def act_grad(
     """dy * f' and its column sums."""
     if not served([a for a in (dy_bo, aux_bo, out, db) if a is not None]):
         return None
-    totals, added = _column_sums(db, mode)
+    totals, added = _bias_gradient(db, mode)
+    if not by_columns(out.shape, out.itemsize):
+        sums = [] if totals is None else column_sums(out, totals)
+        return [*share(_gradient_tile(act, aux_bo, out.dtype, out, None), dy_bo), *sums, *added]
     return [*share(_gradient_tile(act, aux_bo, out.dtype, out, totals), dy_bo, totals=totals), *added]
 
 
@@ -158,9 +180,10 @@ def softmax(z_bk: Array, *, out: Array, log: bool = False) -> Instructions:
     if not served((z_bk, out)):
         return None
     words = (address(z_bk), row_distance(z_bk), z_bk.shape[1], address(out), row_distance(out))
-    kernel = compiled_kernel(rows, "log_softmax" if log else "softmax", z_bk.dtype, 4)
-    count = z_bk.shape[0]
-    return [chunks(kernel, np.array(words, np.int64), count, XENT_ROWS, count >= 2 * XENT_ROWS, (z_bk, out))]
+    kernel = compiled_kernel(rows, "log_softmax" if log else "softmax", z_bk.dtype)
+    given = np.array(words, np.int64)
+    cost = z_bk.size / MANY_LOGITS
+    return [chunks(kernel, given, z_bk.shape[0], ROW_UNIT, cost=cost, reads=(z_bk,), writes=(out,))]
 
 
 def softmax_xent(
@@ -179,19 +202,21 @@ def softmax_xent(
     if target.ndim == 2 and target.dtype != z_bk.dtype:
         return None
     count = z_bk.shape[0]
-    parts = np.empty(-(-count // XENT_ROWS))
-    words = np.zeros(10, np.int64)
+    parts, scratch = np.empty(-(-count // ROW_UNIT)), np.empty(4 * count)
+    words = np.zeros(12, np.int64)
     words[:] = (
         *(address(z_bk), row_distance(z_bk), z_bk.shape[1]),
         *(address(target), row_distance(target) if target.ndim == 2 else 0),
         *(0 if weight_b is None else address(weight_b), 0, address(parts)),
         *((0, 0) if dz is None else (address(dz), row_distance(dz))),
+        *(address(scratch), count),
     )
     words.view(np.float64)[6] = scale
-    keeps = (z_bk, target, weight_b, loss, dz)
-    shared = count >= 2 * XENT_ROWS
-    kernel = compiled_kernel(rows, "softmax_xent", z_bk.dtype, 4)
-    return [chunks(kernel, words, count, XENT_ROWS, shared, keeps), finish(parts, loss)]
+    reads = (z_bk, target) if weight_b is None else (z_bk, target, weight_b)
+    writes = (scratch, parts) if dz is None else (scratch, parts, dz)
+    kernel = compiled_kernel(rows, "softmax_xent", z_bk.dtype)
+    cost = z_bk.size / MANY_LOGITS
+    return [chunks(kernel, words, count, ROW_UNIT, cost=cost, reads=reads, writes=writes), finish(parts, loss)]
 
 
 def elementwise_loss(
@@ -219,7 +244,7 @@ def next_stream(state: Array, *, out: Array) -> Instructions:
     if not all(a.flags.c_contiguous and a.flags.aligned for a in (state, out)):
         return None
     words = np.array((address(state), address(out)), np.int64)
-    return [Instruction(compiled_kernel(rows, "next_stream", FLOATS[0]), words, False, (state, out))]
+    return [Instruction(compiled_kernel(rows, "next_stream", FLOATS[0]), words, (state,), (state, out))]
 
 
 def dropout(x: Array, rate: float, stream: Array, *, out: Array) -> Instructions:
@@ -229,8 +254,9 @@ def dropout(x: Array, rate: float, stream: Array, *, out: Array) -> Instructions
         return None
     words = np.array((address(x), address(out), address(stream), 0), np.int64)
     words.view(np.float64)[3] = rate
-    kernel = compiled_kernel(rows, "dropout", x.dtype, 4)
-    return [chunks(kernel, words, x.size, DROPOUT_CHUNK, x.size >= DROPOUT_CHUNK, (x, out, stream))]
+    kernel = compiled_kernel(rows, "dropout", x.dtype)
+    cost = x.size / DROPOUT_CHUNK
+    return [chunks(kernel, words, x.size, DROPOUT_CHUNK, cost=cost, reads=(x, stream), writes=(out,))]
 
 
 def copy(x: Array, *, out: Array) -> Instructions:
@@ -241,7 +267,8 @@ def copy(x: Array, *, out: Array) -> Instructions:
         return map(SAME, (x,), out=(out,))
     if x.size == out.size == 1 and out.dtype == FLOATS[1]:
         words = np.array((address(x), address(out)), np.int64)
-        return [chunks(compiled_kernel(sums, "total", x.dtype, 4), words, 1, 1, False, (x, out))]  # of one number
+        kernel = compiled_kernel(sums, "total", x.dtype)  # of one number
+        return [chunks(kernel, words, 1, 1, cost=0.0, reads=(x,), writes=(out,))]
     return None
 
 
@@ -265,7 +292,7 @@ def _gradient_tile(
     return tile_of(program, dtype, () if aux is None or act.is_linear else ((aux, "m"),), (out,), summed=db)
 
 
-def _column_sums(db: Array | None, mode: Mode) -> tuple[Array | None, list[Instruction]]:
+def _bias_gradient(db: Array | None, mode: Mode) -> tuple[Array | None, list[Instruction]]:
     """Where the column totals go, and what adds them to `db` if it is not there."""
     if db is None or mode == "overwrite":
         return db, []

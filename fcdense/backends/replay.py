@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fcdense.arena import Array
 
@@ -32,6 +34,29 @@ class Call:
     writes: tuple[Array, ...]
 
 
+class Feed(NamedTuple):
+    """What a round reads: ``target = source[order[round * len(target) :][: len(target)]]``, before the calls.
+
+    Attributes
+    ----------
+    source : Array (N, ...)
+    order : Array (M,)
+        int64, each at least 0 and below N.
+    target : Array (B, ...)
+    """
+
+    source: Array
+    order: Array
+    target: Array
+
+
+class Keep(NamedTuple):
+    """What a round leaves: ``target[round] = source``, after the calls; `target` has one axis more."""
+
+    source: Array
+    target: Array
+
+
 class Replay(ABC):
     """A list of calls, ready to run as often as wanted over the arrays that they name.
 
@@ -46,6 +71,36 @@ class Replay(ABC):
     @abstractmethod
     def run(self) -> None:
         """All calls, in order."""
+
+    def loading(self, targets: Sequence[Array]) -> Callable[[Sequence[Array | None]], None] | None:
+        """What makes the calls with other host arrays for `targets` (None: as they are); None where that cannot be.
+
+        It may read them where they lie, or copy them into the targets.
+        """
+        return None
+
+    def rounds(
+        self, feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Array | None = None
+    ) -> Callable[[int], int] | None:
+        """What runs the calls n times, as rounds 0 .. n - 1, and says how many it made; None where that cannot be.
+
+        With `go_on`, a float64 of shape (), a round after which it holds 0 is the last one.
+        """
+        if not all(isinstance(array, np.ndarray) for part in (*feeds, *keeps) for array in part):
+            return None
+
+        def run(count: int) -> int:
+            for number in range(count):
+                for source, order, target in feeds:
+                    target[...] = source[order[number * len(target) :][: len(target)]]
+                self.run()
+                for source, target in keeps:
+                    target[number] = source
+                if go_on is not None and not go_on:
+                    return number + 1
+            return count
+
+        return run
 
     @abstractmethod
     def describe(self) -> list[str]:

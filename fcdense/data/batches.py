@@ -100,14 +100,15 @@ class Batches:
         self._epoch = as_count("epoch", epoch, 0)
 
     @property
-    def targets(self) -> NDArray[Any] | None:
-        """The targets of all rows."""
-        return self._y
+    def arrays(self) -> Batch:
+        """All rows, as they were given."""
+        return Batch(self._x, self._y, self._weight)
 
     def write_into(self, fixed: Batch | None) -> None:
         """Put every full batch into the arrays of `fixed`, which is then yielded each time; None for fresh arrays.
 
-        Its arrays have the dtypes of the rows. Nothing that is yielded may then be kept beyond the next batch.
+        Its arrays have the dtypes of the rows, or wider ones. Nothing that is yielded may then be kept beyond the next
+        batch.
         """
         self._fixed = fixed
 
@@ -123,33 +124,57 @@ class Batches:
         """Batches per epoch."""
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Walk:
         epoch = self._epoch
         self._epoch += 1
-        return self._walk(self.order(epoch))
+        return Walk(self, self.order(epoch))
 
-    def _walk(self, order: NDArray[np.intp]) -> Iterator[Batch]:
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            if self._fixed is not None and len(rows) == len(self._fixed.x):
-                for source, out in zip((self._x, self._y, self._weight), self._fixed, strict=True):
-                    if source is not None and out is not None:
-                        _gather_into(source, rows, out)
-                yield self._fixed
-                continue
-            yield Batch(
-                _gather(self._x, rows),
-                None if self._y is None else _gather(self._y, rows),
-                None if self._weight is None else _gather(self._weight, rows),
-            )
+    def batch(self, rows: NDArray[np.intp]) -> Batch:
+        """The batch of the rows of these numbers."""
+        if self._fixed is not None and len(rows) == len(self._fixed.x):
+            for source, out in zip(self.arrays, self._fixed, strict=True):
+                if source is not None and out is not None:
+                    _gather_into(source, rows, out)
+            return self._fixed
+        return Batch(
+            _gather(self._x, rows),
+            None if self._y is None else _gather(self._y, rows),
+            None if self._weight is None else _gather(self._weight, rows),
+        )
 
     def __repr__(self) -> str:
         order = f"shuffled with seed {self.seed}" if self.shuffle else "in order"
         return f"Batches({self.n} rows, {len(self)} batches of {self.batch_size}, {order}, next epoch {self.epoch})"
 
 
+class Walk(Iterator[Batch]):
+    """One pass over `Batches`, in an order of the rows."""
+
+    def __init__(self, batches: Batches, order: NDArray[np.intp]) -> None:
+        self._batches = batches
+        self._order = order[: len(batches) * batches.batch_size]
+        self._at = 0
+
+    def __next__(self) -> Batch:
+        rows = self._order[self._at : self._at + self._batches.batch_size]
+        if not len(rows):
+            raise StopIteration
+        self._at += len(rows)
+        return self._batches.batch(rows)
+
+    def ahead(self, most: int) -> NDArray[np.intp]:
+        """Row numbers (n, B) of the next n <= `most` batches, up to one that is not full; they stay to come."""
+        size = self._batches.batch_size
+        n = min(most, (len(self._order) - self._at) // size)
+        return self._order[self._at : self._at + n * size].reshape(n, size)
+
+    def skip(self, n: int) -> None:
+        """Leave out the next n full batches."""
+        self._at += n * self._batches.batch_size
+
+
 def _gather_into(source: NDArray[Any], rows: NDArray[np.intp], out: NDArray[Any]) -> None:
-    if source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative:
+    if source.flags.c_contiguous and source.flags.aligned and source.dtype == out.dtype:
         source.take(rows, 0, out, "clip")  # the rows exist; without "clip" NumPy makes a buffer of its own first
     else:
         out[...] = source[rows]

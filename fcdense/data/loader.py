@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fcdense.data.batches import Batch, Batches
+import numpy as np
+from numpy.typing import NDArray
+
+from fcdense.data.batches import Batch, Walk
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError
+
+END: Any = object()
+"""What no source yields."""
 
 
 class DataLoader:
@@ -87,7 +93,7 @@ class DataLoader:
             )
         return steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Pass:
         epoch = self._epoch
         if self._once and self._begun and self._given_steps is None:
             raise DataError(f"Generator {self.name!r} was used up before epoch {epoch}. {self._cure()}")
@@ -100,21 +106,10 @@ class DataLoader:
             raise
         self._begun = True
         self._epoch += 1
-        return self._walk(iterator, epoch)
+        return Pass(self, iterator, epoch, self._given_steps)
 
-    def _walk(self, iterator: Iterator[Any], epoch: int) -> Iterator[Batch]:
-        done = 0
-        is_checked = isinstance(self.source, Batches)
-        while self._given_steps is None or done < self._given_steps:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                break
-            except Exception as error:
-                error.add_note(f"Raised by {self.name!r} while making batch {done} of epoch {epoch}.")
-                raise
-            yield item if is_checked else _as_batch(item, f"batch {done} of {self.name!r}: ")
-            done += 1
+    def check_length(self, done: int, epoch: int) -> None:
+        """Raise `DataError` where an epoch of `done` batches is too short."""
         if done < (self._given_steps or 1):
             wanted = "at least one" if self._given_steps is None else f"steps_per_epoch={self._given_steps}"
             raise DataError(
@@ -131,6 +126,45 @@ class DataLoader:
 
     def __repr__(self) -> str:
         return f"DataLoader({self.name}, steps_per_epoch={self.steps_per_epoch}, next epoch {self.epoch})"
+
+
+class Pass(Iterator[Batch]):
+    """One epoch of a `DataLoader`."""
+
+    def __init__(self, loader: DataLoader, iterator: Iterator[Any], epoch: int, steps: int | None) -> None:
+        self._loader = loader
+        self._iterator: Any = iterator
+        self._epoch = epoch
+        self._steps = steps
+        self._done = 0
+
+    def __next__(self) -> Batch:
+        if self._done == self._steps:
+            raise StopIteration
+        name = self._loader.name
+        try:
+            item = next(self._iterator, END)
+        except Exception as error:
+            error.add_note(f"Raised by {name!r} while making batch {self._done} of epoch {self._epoch}.")
+            raise
+        if item is END:
+            self._loader.check_length(self._done, self._epoch)
+            raise StopIteration
+        is_checked = isinstance(self._iterator, Walk)
+        batch: Batch = item if is_checked else _as_batch(item, f"batch {self._done} of {name!r}: ")
+        self._done += 1
+        return batch
+
+    def ahead(self, most: int) -> NDArray[np.intp]:
+        """Row numbers (n, B) of the next n <= `most` full batches where the source is `Batches`; else n = 0."""
+        if not isinstance(self._iterator, Walk):
+            return np.empty((0, 0), np.intp)
+        return self._iterator.ahead(most if self._steps is None else min(most, self._steps - self._done))
+
+    def skip(self, n: int) -> None:
+        """Leave out the next n full batches of `Batches`, as if they had been yielded."""
+        self._iterator.skip(n)
+        self._done += n
 
 
 def _as_batch(item: Any, where: str) -> Batch:

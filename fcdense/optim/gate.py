@@ -53,6 +53,11 @@ class Gate:
         The scalars of the updates; clipping writes the scale of the gradients into their place 1.
     allocators : mapping
         Who gives memory on each device.
+
+    Attributes
+    ----------
+    norm : Array
+        Float64 of shape ().
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class Gate:
         here = self._on = gradients[0][0]
         self._given = words(allocators[here], [1.0, 1.0, 0.0, *[0.0] * len(gradients)])
         self._answer = words(allocators[here], [0.0, 0.0])
-        self._norm, finite = self._answer[0, ...], self._answer[1, ...]
+        self.norm, finite = self._answer[0, ...], self._answer[1, ...]
         self._loss = self._given[2, ...]
         cells = [self._given[3 + i, ...] for i in range(len(gradients))]
         self._spans = [
@@ -99,7 +104,7 @@ class Gate:
             backend.copy(_carried(loss.array, loss.device, self._on).reshape(()), out=self._loss)
         scales = self._scales if clips else []
         finite = self._flags[self._on]
-        backend.map(decision(len(self._spans), len(scales)), (), self._given, out=(self._norm, finite, *scales))
+        backend.map(decision(len(self._spans), len(scales)), (), self._given, out=(self.norm, finite, *scales))
         for on, flag in self._flags.items():
             if on != self._on:
                 on.backend.copy(_carried(finite, self._on, on), out=flag)

@@ -125,6 +125,17 @@ class Optimizer(ABC):
     def learning_rate(self, value: Rate) -> None:
         self._schedule = schedules.get(value)
 
+    def rates(self, count: int) -> list[float]:
+        """The rates of the next `count` steps; only the first one where the schedule is a function of your own."""
+        schedule, first = self._schedule, self.steps
+        if isinstance(schedule, schedules.Constant):
+            return [schedule.value] * count
+        try:
+            schedule.to_data()
+        except ArgumentError:  # code, which may look at more than the step
+            count = 1
+        return [schedule(step) for step in range(first, first + count)]
+
     def __repr__(self) -> str:
         schedule = self._schedule
         rate = schedule.value if isinstance(schedule, schedules.Constant) else schedule
@@ -196,7 +207,7 @@ class Optimizer(ABC):
         if backend.is_recording:
             self._join(backend, update)
         else:
-            update.prepare()
+            update.prepare(self.learning_rate)
         if is_gated:
             plan.gate.decide(loss, clips)
         is_scaled = clips or gradient_scale is not None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fcdense import changes
+from fcdense.backends.replay import Feed, Keep
 from fcdense.errors import CaptureError
 from fcdense.optim.slots import Plan
 
@@ -34,9 +38,8 @@ class Update:
         self._scale = scale
         self._settings = -1
 
-    def prepare(self) -> None:
+    def prepare(self, rate: float) -> None:
         """Write learning rate and scale to where the primitives read them."""
-        rate = self._optimizer.learning_rate
         for _, scalars in self.plan.scalars:
             scalars[0] = rate
             scalars[1] = self._scale
@@ -51,6 +54,11 @@ class Update:
         CaptureError
             The optimizer or its parameters were changed since the step was recorded.
         """
+        self.check()
+        self.prepare(self._optimizer.learning_rate)
+
+    def check(self) -> None:
+        """Raise `CaptureError` where optimizer or parameters were changed since the step was recorded."""
         if self._settings != changes.settings.number:
             if not self._optimizer._memory.holds(self.plan):
                 raise CaptureError(
@@ -58,7 +66,6 @@ class Update:
                     "step was captured. Capture it again."
                 )
             self._settings = changes.settings.number
-        self.prepare()
 
     def after_replay(self) -> None:
         """Count the step."""
@@ -66,19 +73,55 @@ class Update:
 
     def finish(self) -> bool:
         """Count the step, and apply constraints; False if it was skipped."""
-        optimizer, plan = self._optimizer, self.plan
+        optimizer = self._optimizer
         optimizer.gradient_norm = None
         if self._is_gated:
-            optimizer.gradient_norm, is_done = plan.gate.read()
+            optimizer.gradient_norm, is_done = self.plan.gate.read()
             if not is_done:
                 optimizer.skipped_steps += 1
                 return False
-        for arena in plan.arenas:
+        self.count(1)
+        return True
+
+    def count(self, steps: int) -> None:
+        """Count so many steps that were made, and apply constraints."""
+        for arena in self.plan.arenas:
             arena.version.bump()
-        for clock in plan.clocks:
-            clock.count += 1
-        optimizer.steps += 1
-        for parameter in plan.parameters:
+        for clock in self.plan.clocks:
+            clock.count += steps
+        self._optimizer.steps += steps
+        for parameter in self.plan.parameters:
             if parameter.constraint is not None:
                 parameter.assign(parameter.constraint(parameter.numpy()))
-        return True
+
+    def rounds(self, most: int) -> UpdateRounds:
+        """The same for up to `most` replays in a row."""
+        return UpdateRounds(self, self._optimizer, most, self._is_gated)
+
+
+class UpdateRounds:
+    """Several steps in a row, as the host sees them: learning rates go in, norms come out (`ReplayedRounds`)."""
+
+    def __init__(self, update: Update, optimizer: Optimizer, most: int, is_gated: bool) -> None:
+        plan = update.plan
+        self._update = update
+        self._optimizer = optimizer
+        self._rates, self._norms = np.empty(most), np.full(most, np.nan)
+        self._needs_host = any(parameter.constraint is not None for parameter in plan.parameters)
+        order = np.arange(most)
+        self.feeds: Sequence[Feed] = [Feed(self._rates, order, scalars[:1]) for _, scalars in plan.scalars]
+        self.keeps: Sequence[Keep] = [Keep(plan.gate.norm, self._norms)] if is_gated else []
+        self.go_on = plan.gate.flag(plan.passes[0].on) if is_gated else None
+
+    def before(self, count: int) -> int:
+        """Make ready for `count` rounds, or for one where the host has to act after it or knows no further rate."""
+        self._update.check()
+        rates = self._optimizer.rates(1 if self._needs_host else count)
+        self._update.prepare(rates[0])
+        self._rates[: len(rates)] = rates
+        return len(rates)
+
+    def after(self, count: int) -> None:
+        """Count the steps."""
+        self._optimizer.gradient_norm = float(self._norms[count - 1]) if self.keeps else None
+        self._update.count(count)

@@ -19,9 +19,9 @@ def call_tile(typing: Any, function: Any, args: Any, z: Any, ldz: Any, r0: Any, 
 
 
 @intrinsic
-def call_kernel(typing: Any, function: Any, args: Any, thread: Any, threads: Any) -> Any:
+def call_kernel(typing: Any, function: Any, args: Any, share: Any, shares: Any, thread: Any) -> Any:
     """Call the instruction kernel at an address."""
-    return types.void(*[types.int64] * 4), _call
+    return types.void(*[types.int64] * 5), _call
 
 
 @intrinsic

@@ -31,6 +31,7 @@ from fcdense.kernels.numba.simd import (
     product,
     transpose,
 )
+from fcdense.kernels.numba.spread import ROW_UNIT, cut
 
 KC, MC, NC = 256, 192, 256
 LEFT_ROW = MC + 16
@@ -42,6 +43,10 @@ FEW_DOTS = 4
 NEAR = 32 * 1024
 """Bytes that stay in the L1 cache: matrices up to here need no packing."""
 
+WIDE = 256 * 1024
+"""Bytes of packed columns of B with which the blocks of a consumed C are wider than NC and less high: what its tile
+kernel reads and writes beside them, the weights and the slots of an optimizer, lies in longer pieces then."""
+
 # Words of the arguments.
 (M, N, K, A, A_ROW, A_COLUMN, B, B_ROW, B_FLIPPED, C, C_ROW, ACCUMULATE, TILE, TILE_ARGS, SPACE, BY_COLUMNS, SUMS) = (
     range(17)
@@ -50,7 +55,7 @@ NEAR = 32 * 1024
 
 def space(n: int, k: int, size: int) -> int:
     """Bytes of scratch memory that a thread needs for a product with K = k and N = n, numbers of `size` bytes."""
-    columns = min(n, NC) + VECTORS * VECTOR_BYTES // size
+    columns = min(n, max(NC, WIDE // (k * size))) + VECTORS * VECTOR_BYTES // size
     return (LEFT_ROW * KC + k * columns + MC * NC) * size
 
 
@@ -113,16 +118,14 @@ def dot_products(
 
 
 @njit(inline="always")
-def gemm(args: int, thread: int, threads: int, real: Any) -> None:
-    """This thread's part: some columns of C, or some rows."""
+def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
+    """This share: some columns of C, or some rows."""
     size, width = itemsize(real), VECTORS * lanes(real)
     r0, r1, c0, c1 = 0, load(np.int64, args, M), 0, load(np.int64, args, N)
     if load(np.int64, args, BY_COLUMNS):
-        units = (c1 + lanes(real) - 1) // lanes(real)
-        c0, c1 = units * thread // threads * lanes(real), min(c1, units * (thread + 1) // threads * lanes(real))
+        c0, c1 = cut(c1, lanes(real), share, shares)
     else:
-        units = (r1 + ROWS - 1) // ROWS
-        r0, r1 = units * thread // threads * ROWS, min(r1, units * (thread + 1) // threads * ROWS)
+        r0, r1 = cut(r1, ROW_UNIT, share, shares)
     depth = load(np.int64, args, K)
     a, a_row, a_column = load(np.int64, args, A), load(np.int64, args, A_ROW), load(np.int64, args, A_COLUMN)
     b, b_row, flipped = load(np.int64, args, B), load(np.int64, args, B_ROW), load(np.int64, args, B_FLIPPED)
@@ -131,12 +134,16 @@ def gemm(args: int, thread: int, threads: int, real: Any) -> None:
     descriptor = load(np.int64, args, SPACE)
     left = load(np.int64, descriptor, 0) + thread * load(np.int64, descriptor, 1)
     right = left + LEFT_ROW * KC * size
-    block = right + depth * (min(c1 - c0, NC) + width) * size
+    block = right + depth * (min(c1 - c0, max(NC, WIDE // (depth * size))) + width) * size
     consumed = c == 0
-    if consumed:
-        c_row = NC
     pack_b = flipped != 0 or (r1 - r0 > FEW_ROWS and depth * b_row * size > NEAR)
     pack_a = a_column != 1 and depth * a_column * size > NEAR and c1 - c0 > width
+    mc, nc = MC, NC
+    if consumed:
+        nc = max(NC, min(WIDE // (depth * size), MC * NC // ROW_UNIT) // width * width)
+        nc = min(nc, (c1 - c0 + width - 1) // width * width)
+        mc = min(MC, MC * NC // max(nc, 1))
+        c_row = nc
     if sums != 0:
         for j in range(c0, c1):
             store(real, sums, j, real(0.0))
@@ -158,8 +165,8 @@ def gemm(args: int, thread: int, threads: int, real: Any) -> None:
         if tile != 0 and r1 > r0 and c1 > c0:
             call_tile(tile, tile_args, c + (r0 * c_row + c0) * size, c_row, r0, r1, c0, c1)
         return
-    for j0 in range(c0, c1, NC):
-        j1 = min(j0 + NC, c1)
+    for j0 in range(c0, c1, nc):
+        j1 = min(j0 + nc, c1)
         padded = (j1 - j0 + width - 1) // width * width
         if pack_b and r1 > r0:
             for k0 in range(0, depth, KC):
@@ -168,8 +175,8 @@ def gemm(args: int, thread: int, threads: int, real: Any) -> None:
                     pack_flipped(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
                 else:
                     pack_rows(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
-        for i0 in range(r0, r1, MC):
-            i1 = min(i0 + MC, r1)
+        for i0 in range(r0, r1, mc):
+            i1 = min(i0 + mc, r1)
             if consumed:
                 c = block - (i0 * c_row + j0) * size
             for k0 in range(0, depth, KC):

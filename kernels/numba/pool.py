@@ -1,9 +1,10 @@
 """The threads that run compiled programs, and the loop that each of them is in.
 
-A program is a table of instructions, four int64 words each: the address of a kernel, the address of its arguments, the
-number of its shares, and the number of all shares before it. The instructions run one after another; whichever thread
-comes first takes the next share, so that a thread which the system took off its core is not waited for. The threads are
-ours alone: they look for work for a short while after a program, since the next one usually follows, and then sleep.
+A program is a table of units. A unit is some kernels that follow each other, and a number of shares: each share is that
+part of the work of all of its kernels which no other share waits for. Units of one phase run side by side, phases one
+after another. Whichever thread comes first takes the next share, so that a thread which the system took off its core is
+not waited for. The threads are ours alone: they look for work for a short while after a program, since the next one
+usually follows, and then sleep.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from fcdense.kernels.numba.calls import call_kernel
 from fcdense.kernels.numba.denormals import flush_denormals, restore
 from fcdense.kernels.numba.memory import load
 
-KERNEL, ARGUMENTS, SHARES, FIRST = range(4)
+# Words of a unit: the address of its kernels and their arguments, two words each; their number; the number of its
+# shares, and of all shares before it, until the end of its phase, and until the end of the next phase.
+STEPS, COUNT, SHARES, FIRST, STOP, NEXT = range(6)
+UNIT = 6
 
 # Words of the state; those that threads wrestle for lie on cache lines of their own. Shares are counted through all
 # programs: whoever is late finds the numbers of its program used up, and touches nothing of the next one.
@@ -53,9 +57,17 @@ def initialise(state: int) -> None:
 
 
 @njit(cache=True)
-def work(state: int, table: int, begin: int, end: int) -> None:
+def compute(unit: int, share: int, shares: int, thread: int) -> None:
+    """A share of the unit at an address."""
+    steps = load(np.int64, unit, STEPS)
+    for i in range(load(np.int64, unit, COUNT)):
+        call_kernel(load(np.int64, steps, 2 * i), load(np.int64, steps, 2 * i + 1), share, shares, thread)
+
+
+@njit(cache=True)
+def work(state: int, table: int, begin: int, end: int, thread: int) -> None:
     """Take shares until there are none. The table may be read only while a share of it is held."""
-    i = looks = 0
+    unit, looks = table, 0
     while True:
         ticket = acquire(state, TICKET)
         if ticket >= end:
@@ -69,49 +81,60 @@ def work(state: int, table: int, begin: int, end: int) -> None:
         if not exchange(state, TICKET, ticket, ticket + 1):
             continue
         looks = 0
-        while load(np.int64, table, 4 * (i + 1) + FIRST) <= ticket - begin:
-            i += 1
-        row = 4 * i
-        share, shares = ticket - begin - load(np.int64, table, row + FIRST), load(np.int64, table, row + SHARES)
-        stop = begin + load(np.int64, table, row + 4 + FIRST)
-        ready = begin + load(np.int64, table, row + 8 + FIRST)
-        call_kernel(load(np.int64, table, row + KERNEL), load(np.int64, table, row + ARGUMENTS), share, shares)
-        if fetch_add(state, DONE, 1) + 1 == stop:
+        while load(np.int64, unit, UNIT + FIRST) <= ticket - begin:
+            unit += 8 * UNIT
+        share, shares = ticket - begin - load(np.int64, unit, FIRST), load(np.int64, unit, SHARES)
+        stop, ready = begin + load(np.int64, unit, STOP), begin + load(np.int64, unit, NEXT)
+        compute(unit, share, shares, thread)
+        if fetch_add(state, DONE, 1) + 1 == stop and stop != end:  # after the last phase READY is the next program's
             release(state, READY, ready)
 
 
-@njit(cache=True, nogil=True)
-def run(state: int, table: int, count: int, threads: int) -> None:
-    """Run a program on this thread and `threads` - 1 of the pool."""
-    before = flush_denormals()
-    if threads == 1:
-        for i in range(count):
-            row = 4 * i
-            call_kernel(load(np.int64, table, row + KERNEL), load(np.int64, table, row + ARGUMENTS), 0, 1)
-        restore(before)
-        return
+@njit(cache=True)
+def run_together(state: int, table: int, count: int, threads: int) -> None:
+    """Run a program once, with `threads` - 1 threads of the pool."""
     begin = acquire(state, END)
-    end = begin + load(np.int64, table, 4 * count + FIRST)
+    end = begin + load(np.int64, table, UNIT * count + FIRST)
     posted = acquire(state, POSTED)
     release(state, POSTED, posted + 1)  # odd: being written
     release(state, TABLE, table)
     release(state, BEGIN, begin)
     release(state, END, end)
     release(state, THREADS, threads)
-    release(state, READY, begin + load(np.int64, table, 4 + FIRST))
+    release(state, READY, begin + load(np.int64, table, STOP))
     release(state, POSTED, posted + 2)
     if acquire(state, SLEEPERS) > 0:
         _lock(state + 8 * MUTEX)
         _broadcast(state + 8 * CONDITION)
         _unlock(state + 8 * MUTEX)
-    work(state, table, begin, end)
+    work(state, table, begin, end, 0)
     looks = 0
     while acquire(state, DONE) != end:
         pause()
         looks += 1
         if looks > PATIENCE:
             _yield()
+
+
+@njit(cache=True, nogil=True)
+def run(state: int, table: int, count: int, threads: int, rounds: int, go_on: int) -> int:
+    """Run a program `rounds` times on this thread and `threads` - 1 of the pool; how often it ran.
+
+    Where `go_on` is no 0 it is the address of a float64: once that holds 0 after a round, there is no further one.
+    """
+    before = flush_denormals()
+    done = 0
+    while done < rounds:
+        if threads == 1:
+            for i in range(count):
+                compute(table + 8 * UNIT * i, 0, 1, 0)
+        else:
+            run_together(state, table, count, threads)
+        done += 1
+        if go_on != 0 and load(np.float64, go_on, 0) == 0.0:
+            break
     restore(before)
+    return done
 
 
 @njit(cache=True, nogil=True)
@@ -137,7 +160,7 @@ def serve(state: int, thread: int, seen: int) -> None:
             if acquire(state, POSTED) == posted:  # all of it belongs to one program
                 seen = posted
                 if takes_part:
-                    work(state, table, begin, end)
+                    work(state, table, begin, end, thread)
 
 
 class Pool:
@@ -166,12 +189,12 @@ class Pool:
             self._space = np.empty(self._size * self._owners + 4096, np.uint8)
             self.space[:] = (address(self._space) + 4095) // 4096 * 4096, self._size
 
-    def run(self, table: int, count: int, threads: int) -> None:
-        """Run the table at an address."""
+    def run(self, table: int, count: int, threads: int, rounds: int = 1, go_on: int = 0) -> int:
+        """Run the table at an address, `rounds` times or until `go_on` points at 0.0; how often it ran."""
         with self.lock:
             if threads > self._started:
                 self._start(threads)
-            run(self.state, table, count, threads)
+            return int(run(self.state, table, count, threads, rounds, go_on))
 
     def _start(self, threads: int) -> None:
         # A new thread takes no part in programs of the past; the lock keeps others from posting one meanwhile.

@@ -20,7 +20,6 @@ from fcdense.kernels.numba import vector_math
 from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.columns import map_columns, max_columns, sum_columns
 from fcdense.kernels.numba.memory import load, offset, store
-from fcdense.kernels.numba.sums import add
 
 
 def compiled(function: Any) -> Any:
@@ -88,6 +87,11 @@ def _slope(e: Any, t: Any, factor: Any, weight: Any) -> Any:
     return e * factor - t * weight
 
 
+@compiled
+def _entropy(total: Any, mass: Any, picked: Any) -> Any:
+    return vector_math.log(total) * mass - picked
+
+
 # ---- rows of logits --------------------------------------------------------------------------------------------------
 
 
@@ -123,46 +127,63 @@ def softmax_xent(args: int, start: int, stop: int, part: int, real: Any) -> None
         loss[part] = scale * sum_b weight_b * sum_k t_bk * (logsumexp(z_b) - z_bk)       over rows start .. stop - 1
         dz_bk = scale * weight_b * (softmax(z_b)_k * sum_j t_bj - t_bk)
 
-    Words: z, row stride, classes, target, row stride, weight, scale (float64), loss (float64 array), dz, row stride.
-    The target's row stride is 0 if it holds class numbers (int64). `weight` and `dz` are 0 where there are none; `dz`
-    may be `z`. Sums over rows run in float64. A term with t_bk = 0 contributes 0. A class number that does not exist
-    makes the loss, and its row of dz, NaN.
+    Words: z, row stride, classes, target, row stride, weight, scale (float64), loss (float64 array), dz, row stride,
+    scratch memory (4 float64 for each row of z), rows of z. The target's row stride is 0 if it holds class numbers
+    (int64). `weight` and `dz` are 0 where there are none; `dz` may be `z`. Sums over rows run in float64. A term with
+    t_bk = 0 contributes 0. A class number that does not exist makes the loss, and its row of dz, NaN.
+
+    The passes are separate, so that the processor works at several rows of few classes at a time.
     """
     z, z_stride, classes = word(args, 0), word(args, 1), word(args, 2)
     target, target_stride, weights, scale = word(args, 3), word(args, 4), word(args, 5), number(args, 6)
-    dz, dz_stride = word(args, 8), word(args, 9)
-    loss, error = 0.0, 0.0
+    dz, dz_stride, count = word(args, 8), word(args, 9), word(args, 11)
+    totals = word(args, 10)
+    masses = offset(np.float64, totals, count)
+    picks = offset(np.float64, masses, count)
+    factors = offset(np.float64, picks, count)
+    for r in range(start, stop):
+        largest = max_columns(_itself, real, classes, (offset(real, z, r * z_stride),), ())
+        store(np.float64, totals, r, np.float64(largest))
     for r in range(start, stop):
         logits, row = offset(real, z, r * z_stride), offset(real, dz, r * dz_stride)
-        weight = 1.0 if weights == 0 else np.float64(load(real, weights, r))
-        largest = max_columns(_itself, real, classes, (logits,), ())
-        wanted, goal, mass, picked = -1, target, 1.0, math.nan
+        top = real(load(np.float64, totals, r))
+        mass, picked = 1.0, math.nan
         if target_stride == 0:
             wanted = load(np.int64, target, r)
             if 0 <= wanted < classes:
-                picked = np.float64(load(real, logits, wanted) - largest)
+                picked = np.float64(load(real, logits, wanted) - top)
         else:
             goal = offset(real, target, r * target_stride)
             mass = np.float64(sum_columns(_itself, real, classes, (goal,), (), ()))
-            picked = np.float64(sum_columns(_picked, real, classes, (goal, logits), (largest,), ()))
+            picked = np.float64(sum_columns(_picked, real, classes, (goal, logits), (top,), ()))
         if dz == 0:
-            total = np.float64(sum_columns(_exp_below, real, classes, (logits,), (largest,), ()))
+            total = np.float64(sum_columns(_exp_below, real, classes, (logits,), (top,), ()))
         else:
-            total = np.float64(sum_columns(_exp_below, real, classes, (logits,), (largest,), (row,)))
-        if mass != 0.0:
-            loss, error = add(loss, error, weight * (vector_math.log(total) * mass - picked))
-        if dz == 0:
-            continue
-        weight *= scale
-        factor = real(weight * mass / total)
+            total = np.float64(sum_columns(_exp_below, real, classes, (logits,), (top,), (row,)))
+        weight = 1.0 if weights == 0 else np.float64(load(real, weights, r))
+        store(np.float64, factors, r, scale * weight * mass / total)
+        if mass == 0.0:
+            total, picked = np.float64(1.0), 0.0
+        store(np.float64, totals, r, total)
+        store(np.float64, masses, r, weight * mass)
+        store(np.float64, picks, r, weight * picked)
+    for r in range(start, stop if dz != 0 else start):
+        row = offset(real, dz, r * dz_stride)
+        factor = real(load(np.float64, factors, r))
+        weight = real(scale if weights == 0 else scale * np.float64(load(real, weights, r)))
         if target_stride != 0:
-            map_columns(_slope, real, classes, (row, goal), (factor, real(weight)), (row,), ())
-        elif 0 <= wanted < classes:
+            goal = offset(real, target, r * target_stride)
+            map_columns(_slope, real, classes, (row, goal), (factor, weight), (row,), ())
+            continue
+        wanted = load(np.int64, target, r)
+        if 0 <= wanted < classes:
             map_columns(_scaled, real, classes, (row,), (factor,), (row,), ())
-            store(real, row, wanted, load(real, row, wanted) - real(weight))
+            store(real, row, wanted, load(real, row, wanted) - weight)
         else:
             map_columns(_scaled, real, classes, (row,), (real(math.nan),), (row,), ())
-    store(np.float64, word(args, 7), part, scale * (loss + error))
+    some = (offset(np.float64, totals, start), offset(np.float64, masses, start), offset(np.float64, picks, start))
+    loss = sum_columns(_entropy, np.float64, stop - start, some, (), ())
+    store(np.float64, word(args, 7), part, scale * loss)
 
 
 # ---- sums and copies -------------------------------------------------------------------------------------------------
@@ -179,24 +200,40 @@ def norm2(args: int, start: int, stop: int, part: int, real: Any) -> None:
 
 
 @compiled
-def gather_rows(args: int, start: int, stop: int, part: int, real: Any) -> None:
-    """out[k] = x[index[k]] for rows start .. stop - 1 of out.
+def take_rows(args: int, start: int, stop: int, part: int, real: Any) -> None:
+    """out[k] = x[order[round * count + k]] for rows start .. stop - 1 of out.
 
-    Words: x, row stride, columns, index (int64, in range), out, row stride.
+    Words: x (contiguous), columns, order (int64, in range), address of the round's number, count, out (contiguous).
     """
-    x, x_stride, columns, index, out, out_stride = (
-        word(args, 0), word(args, 1), word(args, 2), word(args, 3), word(args, 4), word(args, 5)
-    )  # fmt: skip
+    x, columns, order, out = word(args, 0), word(args, 1), word(args, 2), word(args, 5)
+    first = load(np.int64, word(args, 3), 0) * word(args, 4)
     for k in range(start, stop):
-        row = offset(real, x, load(np.int64, index, k) * x_stride)
-        map_columns(_itself, real, columns, (row,), (), (offset(real, out, k * out_stride),), ())
+        row = offset(real, x, load(np.int64, order, first + k) * columns)
+        map_columns(_itself, real, columns, (row,), (), (offset(real, out, k * columns),), ())
+
+
+@compiled
+def keep(args: int, start: int, stop: int, part: int, real: Any) -> None:
+    """out[round] = x, for elements start .. stop - 1 of x.
+
+    Words: x (contiguous), size of x, address of the round's number, out (contiguous).
+    """
+    first = load(np.int64, word(args, 2), 0) * word(args, 1) + start
+    source, target = offset(real, word(args, 0), start), offset(real, word(args, 3), first)
+    map_columns(_itself, real, stop - start, (source,), (), (target,), ())
+
+
+@compiled
+def next_round(args: int, share: int, shares: int, thread: int, real: Any) -> None:
+    """round += 1. Words: address of the round's number."""
+    store(np.int64, word(args, 0), 0, load(np.int64, word(args, 0), 0) + 1)
 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
 @compiled
-def next_stream(args: int, share: int, shares: int, real: Any) -> None:
+def next_stream(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """out = state, then state[1] += 1, in one piece. Words: state, out (uint64 of two words)."""
     state, out = word(args, 0), word(args, 1)
     store(np.int64, out, 0, load(np.int64, state, 0))

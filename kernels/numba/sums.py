@@ -51,7 +51,7 @@ def total(args: int, start: int, stop: int, chunk: int, real: Any) -> None:
 
 
 @njit
-def finish(args: int, thread: int, threads: int, real: Any) -> None:
+def finish(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """The sum of COUNT parts, on one thread."""
     parts, value, error = load(np.int64, args, FINISH_PARTS), 0.0, 0.0
     for i in range(load(np.int64, args, COUNT)):

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("numba")
 
 import fcdense as fc
+from fcdense.backends.fusion import join_passes
 from fcdense.backends.native import NativeBackend
+from fcdense.backends.replay import Call
 from fcdense.tensor import Tensor
 
 JOINED = "Numba: weight gradient and update in one pass"
@@ -35,7 +37,10 @@ def network() -> fc.nn.Sequential:
 
 
 def trained(
-    make_optimizer: Callable[[Any], Any], captured: bool, change: Callable[[Any, Tensor], Tensor] | None = None
+    make_optimizer: Callable[[Any], Any],
+    captured: bool,
+    change: Callable[[Any, Tensor], Tensor] | None = None,
+    rows: int = 9,
 ) -> tuple[list[Any], Any]:
     """The parameters after 6 steps, and the step."""
     model = network()
@@ -53,7 +58,7 @@ def trained(
 
     run = fc.capture(step) if captured else step
     for _ in range(6):
-        run(fc.tensor(rng.standard_normal((9, SIZES[0])).astype(np.float32)), fc.tensor(rng.integers(0, 3, 9)))
+        run(fc.tensor(rng.standard_normal((rows, SIZES[0])).astype(np.float32)), fc.tensor(rng.integers(0, 3, rows)))
     return [p.numpy() for p in model.parameters()], run
 
 
@@ -74,6 +79,30 @@ def test_joined_steps_give_the_bits_of_eager_ones(name: str) -> None:
         np.testing.assert_array_equal(before, after)
     served = [(call.primitive, how) for call, how in step.calls()]
     assert served.count(("dense_grad_weight", JOINED)) == 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_with_few_rows_the_update_is_joined_to_the_input_gradient(name: str, rows: int) -> None:
+    eager, _ = trained(OPTIMIZERS[name], captured=False, rows=rows)
+    replayed, step = trained(OPTIMIZERS[name], captured=True, rows=rows)
+    for before, after in zip(eager, replayed, strict=True):
+        np.testing.assert_array_equal(before, after)
+    served = [how for call, how in step.calls() if call.primitive == "dense_grad_input"]
+    assert served == ["Numba: input gradient and update in one pass"] * 2
+
+
+def test_an_update_is_not_joined_to_an_input_gradient_that_somebody_stands_between() -> None:
+    w, slot, dz, x, dx = (np.zeros(shape) for shape in ((4, 4), (4, 4), (1, 4), (1, 4), (1, 4)))
+    back = Call("dense_grad_input", {"w_io": w}, (dz, w), (dx,))
+    update = Call("updated_weight", {}, (x, dz, w, slot), (w, slot))
+    readers = [Call("copy", {}, (w,), (x,)), Call("copy", {}, (slot,), (w,)), Call("copy", {}, (x,), (dz,))]
+    for between in readers:
+        assert join_passes([back, between, update], lambda call: True) == [back, between, update]
+    beside = Call("copy", {}, (dx,), (np.zeros((1, 4)),))
+    joined = join_passes([back, beside, update], lambda call: True)
+    assert [call.primitive for call in joined] == ["passed_weight", "copy"]
+    assert join_passes([back, beside, update], lambda call: False) == [back, beside, update]
 
 
 def test_a_gradient_that_was_consumed_is_gone() -> None:

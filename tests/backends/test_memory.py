@@ -18,7 +18,7 @@ from tests.backends.cases import LARGE, Case
 
 # NumPy's iterator buffers 8192 elements of an operand that it broadcasts, and a few columns are smaller than what the
 # workspace keeps. The arrays of these calls have 0.8 MB and more.
-LIMIT = 8192 * 4 + 4 * Workspace.smallest
+LIMIT = 8192 * 4 + 6 * Workspace.smallest
 
 STEADY = (
     *LARGE,

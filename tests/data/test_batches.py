@@ -226,3 +226,26 @@ def test_batches_written_into_arrays_of_the_caller(kind):
         assert (batch.y is None and fresh.y is None) or (batch.y == fresh.y).all()
     batches.write_into(None)
     assert next(iter(batches)) is not fixed
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_rows_of_the_batches_to_come(drop_last):
+    batches = Batches(table(23), batch_size=4, drop_last=drop_last)
+    order = batches.order(0)
+    walk = iter(batches)
+    next(walk)
+    assert walk.ahead(0).shape == (0, 4)
+    np.testing.assert_array_equal(walk.ahead(2), order[4:12].reshape(2, 4))
+    np.testing.assert_array_equal(walk.ahead(99), order[4:20].reshape(4, 4))
+    walk.skip(3)
+    np.testing.assert_array_equal(next(walk).x, table(23)[order[16:20]])
+    assert walk.ahead(9).shape == (0, 4)
+    assert [len(batch.x) for batch in walk] == ([] if drop_last else [3])
+
+
+def test_batches_written_into_wider_integers():
+    x, y = table(11), np.arange(11, dtype=np.uint8)
+    fixed = Batch(np.empty((4, x.shape[1]), x.dtype), np.empty(4, np.int64))
+    batches = Batches(x, y, batch_size=4, shuffle=False)
+    batches.write_into(fixed)
+    assert [batch.y.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]

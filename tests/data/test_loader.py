@@ -192,5 +192,20 @@ def test_a_torch_loader() -> None:
     assert batches[0].x.dtype == np.float32
 
 
+def test_rows_of_the_batches_to_come() -> None:
+    x = np.arange(23.0)[:, None]
+    source = Batches(x, batch_size=4)
+    for steps, left in ((None, 4), (4, 3), (2, 1)):
+        loader = DataLoader(source, steps_per_epoch=steps)
+        walk = iter(loader)
+        next(walk)
+        rows = walk.ahead(9)
+        np.testing.assert_array_equal(rows, source.order(0)[4 : 4 + 4 * left].reshape(left, 4))
+        walk.skip(left - 1)
+        np.testing.assert_array_equal(next(walk).x[:, 0], rows[-1])
+        assert [len(batch.x) for batch in walk] == ([3] if steps is None else [])
+    assert iter(DataLoader(three)).ahead(9).shape == (0, 0)
+
+
 def test_repr_tells_the_facts() -> None:
     assert repr(DataLoader(three, steps_per_epoch=2)) == "DataLoader(three, steps_per_epoch=2, next epoch 0)"

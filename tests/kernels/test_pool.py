@@ -24,30 +24,43 @@ from fcdense.kernels.numba.pool import Pool, address, pool
 
 Array = np.ndarray[Any, Any]
 
-SIGNATURE = types.void(types.int64, types.int64, types.int64)
+SIGNATURE = types.void(*[types.int64] * 4)
 
 
 @cfunc(SIGNATURE)
-def count(args: int, share: int, shares: int) -> None:
+def count(args: int, share: int, shares: int, thread: int) -> None:
     """One more at word 8 + share."""
     fetch_add(args, 8 + share, 1)
 
 
 @cfunc(SIGNATURE)
-def compare(args: int, share: int, shares: int) -> None:
+def compare(args: int, share: int, shares: int, thread: int) -> None:
     """One more at word 0 for every share of the instruction before that has not been done."""
     for other in range(shares):
         if load(np.int64, args, 8 + other) != load(np.int64, args, 8 + share):
             fetch_add(args, 0, 1)
 
 
-def table(*rows: tuple[Any, Array, int]) -> Array:
-    """Kernel, arguments and shares of each instruction."""
-    words = np.zeros((len(rows) + 2, 4), np.int64)
-    for i, (kernel, args, shares) in enumerate(rows):
-        words[i, :3] = kernel.address, address(args), shares
-        words[i + 1 :, 3] += shares
-    return words
+class Table:
+    """Phases of units, each of some kernels with their arguments, and a number of shares."""
+
+    def __init__(self, *phases: tuple[tuple[Any, Array, int], ...]) -> None:
+        self._steps = []
+        words, first = [], 0
+        ends = np.cumsum([sum(shares for *_, shares in phase) for phase in phases]).tolist()
+        for number, phase in enumerate(phases):
+            for kernels, args, shares in phase:
+                steps = np.array([(kernel.address, address(args)) for kernel in kernels])
+                self._steps.append(steps)
+                words.append((address(steps), len(steps), shares, first, ends[number], [*ends, ends[-1]][number + 1]))
+                first += shares
+        self._words = np.array([*words, (0, 0, 0, first, 0, 0)])
+        self.program = address(self._words), len(words)
+
+
+def table(*rows: tuple[Any, Array, int]) -> Table:
+    """Kernel, arguments and shares of each phase."""
+    return Table(*[(((kernel,), args, shares),) for kernel, args, shares in rows])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -56,7 +69,7 @@ def test_instructions_follow_each_other(threads: int) -> None:
     program = table(*[(count, words, threads), (compare, words, threads)] * 200)
     runner = Pool()
     for _ in range(5):
-        runner.run(address(program), 400, threads)
+        runner.run(*program.program, threads)
     np.testing.assert_array_equal(words[8 : 8 + threads], 1000)
     assert words[0] == 0
 
@@ -64,8 +77,32 @@ def test_instructions_follow_each_other(threads: int) -> None:
 def test_an_instruction_of_one_share_runs_once() -> None:
     words = np.zeros(32, np.int64)
     program = table((count, words, 1), (count, words, 3), (count, words, 1))
-    Pool().run(address(program), 3, 3)
+    Pool().run(*program.program, 3)
     assert words[8:11].tolist() == [3, 1, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_units_of_a_phase_run_side_by_side_and_kernels_of_a_unit_in_turn(threads: int) -> None:
+    all_words = [np.zeros(32, np.int64) for _ in range(4)]
+    units = [((count, compare) if i % 2 else (count,), words, 1 + i % threads) for i, words in enumerate(all_words)]
+    after = [((compare,), words, 1 + i % threads) for i, words in enumerate(all_words)]
+    program = Table(*[tuple(units), tuple(after)] * 100)
+    runner = Pool()
+    for _ in range(5):
+        runner.run(*program.program, threads)
+    for i, words in enumerate(all_words):
+        done = [500] * (1 + i % threads) if threads > 1 else [500]
+        np.testing.assert_array_equal(words[8 : 8 + len(done)], done)
+
+
+def test_rounds_end_where_they_are_told_to() -> None:
+    words, go_on = np.zeros(32, np.int64), np.ones(())
+    program = table((count, words, 2), (count, words, 2))
+    assert Pool().run(*program.program, 2, 7) == 7
+    assert Pool().run(*program.program, 2, 7, address(go_on)) == 7
+    go_on[()] = 0.0
+    assert Pool().run(*program.program, 2, 7, address(go_on)) == 1
+    assert words[8:10].tolist() == [30, 30]
 
 
 def test_wakes_up_after_a_rest() -> None:
@@ -73,7 +110,7 @@ def test_wakes_up_after_a_rest() -> None:
     program = table((count, words, 2))
     runner = Pool()
     for _ in range(3):
-        runner.run(address(program), 1, 2)
+        runner.run(*program.program, 2)
         time.sleep(0.05)
     assert words[8:10].tolist() == [3, 3]
 
@@ -82,7 +119,7 @@ def test_idle_threads_use_no_processor() -> None:
     words = np.zeros(32, np.int64)
     runner = Pool()
     program = table((count, words, 4))
-    runner.run(address(program), 1, 4)
+    runner.run(*program.program, 4)
     time.sleep(0.1)
     start = time.process_time()
     time.sleep(0.3)
@@ -93,9 +130,9 @@ def test_programs_of_several_python_threads_take_turns() -> None:
     all_words = [np.zeros(32, np.int64) for _ in range(6)]
     programs = [table(*[(count, words, 2), (compare, words, 2)] * 50) for words in all_words]
 
-    def work(program: Array) -> None:
+    def work(program: Table) -> None:
         for _ in range(100):
-            pool().run(address(program), 100, 2)
+            pool().run(*program.program, 2)
 
     workers = [threading.Thread(target=work, args=(program,)) for program in programs]
     for worker in workers:
@@ -110,7 +147,7 @@ def test_settings_of_other_pools_stay() -> None:
     before = threadpool_info()
     words = np.zeros(32, np.int64)
     program = table((count, words, 2))
-    pool().run(address(program), 1, 2)
+    pool().run(*program.program, 2)
     assert threadpool_info() == before
 
 
@@ -119,10 +156,10 @@ def test_settings_of_other_pools_stay() -> None:
 def test_a_forked_child_starts_threads_of_its_own() -> None:
     words = np.zeros(32, np.int64)
     program = table((count, words, 2))
-    pool().run(address(program), 1, 2)
+    pool().run(*program.program, 2)
     child = os.fork()
     if child == 0:
-        pool().run(address(program), 1, 2)
+        pool().run(*program.program, 2)
         os._exit(0 if words[8:10].tolist() == [2, 2] else 1)
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
@@ -146,5 +183,5 @@ def test_denormal_numbers_are_zero_inside_of_a_program_only(threads: int) -> Non
         np.testing.assert_array_equal(y, 0.0)
     words = np.zeros(32, np.int64)
     program = table((count, words, threads))
-    pool().run(address(program), 1, threads)
+    pool().run(*program.program, threads)
     assert np.float32(1e-30) * np.float32(1e-10) > 0.0

@@ -74,11 +74,11 @@ def test_cross_entropy(dtype: str, k: int, weighted: bool, kind: str, gradient: 
         apart = np.full((ROWS, k + 2), 5.0, dtype)
         own = z.copy()
         dz = {"none": 0, "apart": apart, "in place": own}[gradient]
-        loss = np.full(3, 7.0)
+        loss, scratch = np.full(3, 7.0), np.empty((4, ROWS))
         target_stride = 0 if kind == "classes" else k
         args = words(
             *(own, k, k, goal, target_stride, 0 if weight is None else weight, 0.25, loss, dz),
-            *(k + 2 if gradient == "apart" else k,),
+            *(k + 2 if gradient == "apart" else k, scratch, ROWS),
         )
         true_loss, true_dz = np.empty(()), np.empty((ROWS, k))
         part = None if weight is None else weight[rows]
@@ -99,8 +99,8 @@ def test_cross_entropy(dtype: str, k: int, weighted: bool, kind: str, gradient: 
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40, -(2**63)])
 def test_a_class_that_does_not_exist_gives_nan(dtype: str, wrong: int) -> None:
     z = np.zeros((3, 3), dtype)
-    target, loss, dz = np.array([0, wrong, 2]), np.zeros(1), np.ones((3, 3), dtype)
-    run("softmax_xent", dtype, words(z, 3, 3, target, 0, 0, 1.0, loss, dz, 3), 0, 3)
+    target, loss, dz, scratch = np.array([0, wrong, 2]), np.zeros(1), np.ones((3, 3), dtype), np.empty((4, 3))
+    run("softmax_xent", dtype, words(z, 3, 3, target, 0, 0, 1.0, loss, dz, 3, scratch, 3), 0, 3)
     assert math.isnan(loss[0])
     assert np.isnan(dz[1]).all()
     assert np.isfinite(dz[[0, 2]]).all()
@@ -120,14 +120,23 @@ def test_norm2(dtype: str, rng: np.random.Generator) -> None:
 
 
 @dtypes
-def test_gather_rows(dtype: str, rng: np.random.Generator) -> None:
-    x, index = rng.standard_normal((9, 21)).astype(dtype), rng.integers(0, 9, 30)
+def test_take_rows_of_a_round(dtype: str, rng: np.random.Generator) -> None:
+    x, order = rng.standard_normal((9, 21)).astype(dtype), rng.integers(0, 9, 30)
     x[4, 4] = np.nan
-    out = np.full((30, 25), 5.0, dtype)
-    run("gather_rows", dtype, words(x, 21, 21, index, out, 25), 1, 30)
-    np.testing.assert_array_equal(out[1:, :21], x[index[1:]])
-    assert (out[0] == 5.0).all()
-    assert (out[:, 21:] == 5.0).all()
+    for number in range(3):
+        out = np.full((10, 21), 5.0, dtype)
+        run("take_rows", dtype, words(x, 21, order, np.array([number]), 10, out), 2, 9)
+        np.testing.assert_array_equal(out[2:9], x[order[10 * number :][2:9]])
+        assert (out[[0, 1, 9]] == 5.0).all()
+
+
+@dtypes
+def test_keep_of_a_round(dtype: str, rng: np.random.Generator) -> None:
+    x, out = rng.standard_normal(37).astype(dtype), np.full((4, 37), 5.0, dtype)
+    run("keep", dtype, words(x, 37, np.array([2]), out), 3, 30)
+    np.testing.assert_array_equal(out[2, 3:30], x[3:30])
+    out[2, 3:30] = 5.0
+    assert (out == 5.0).all()
 
 
 @dtypes

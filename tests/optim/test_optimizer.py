@@ -236,3 +236,18 @@ def test_a_graph_from_before_the_step_is_refused():
     optimizer.step()
     with pytest.raises(GraphError, match="changed in place"):
         loss.backward()
+
+
+def test_rates_of_steps_to_come():
+    p = parameter([2.0])
+    optimizer = optim.SGD([p], 0.1)
+    assert optimizer.rates(3) == [0.1, 0.1, 0.1]
+    optimizer.learning_rate = decay = optim.schedules.Warmup(optim.schedules.StepDecay(0.4, 2), 3)
+    set_gradients((p, 0.0))
+    optimizer.step()
+    assert optimizer.rates(6) == [decay(step) for step in range(1, 7)]
+    asked = []
+    for of_ones_own in (lambda step: asked.append(step) or 0.5, optim.schedules.Warmup(lambda step: 0.5, 1)):
+        optimizer.learning_rate = of_ones_own
+        assert optimizer.rates(6) == [0.5]
+    assert asked == [1]

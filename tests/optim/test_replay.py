@@ -201,3 +201,46 @@ def test_one_step_of_an_optimizer_in_a_recording(gradients: list[list[Any]]) -> 
         pair.replayed.step()
         with pytest.raises(CaptureError, match=r"Adam\.step\(\) is called twice"):
             pair.replayed.step()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_steps_in_a_row(clip_norm: float | None, gradients: list[list[Any]]) -> None:
+    rate = optim.schedules.ExponentialDecay(0.1, 3, 0.5)
+    pair = Pair(optim.Adam, {"learning_rate": rate, "clip_norm": clip_norm})
+    give(pair.ours, gradients[0])
+    give(pair.theirs, gradients[0])
+    pair.record()
+    (update,) = pair.recorder.participants
+    for parameter in (*pair.ours, *pair.theirs):
+        parameter.constraint = None
+    rounds = update.rounds(5)
+    assert (rounds.go_on is None) == (clip_norm is None)
+    for count in (3, 1, 5):
+        assert rounds.before(count) == count
+        for number in range(count):
+            for source, order, target in rounds.feeds:
+                target[...] = source[order[number : number + 1]]
+            for call in pair.recorder.calls:
+                call()
+            for norm, norms in rounds.keeps:
+                norms[number] = norm
+            pair.eager.step()
+        rounds.after(count)
+        pair.check()
+    assert pair.replayed.steps == 9
+
+
+def test_steps_in_a_row_where_the_host_is_needed(gradients: list[list[Any]]) -> None:
+    pair = Pair(optim.SGD, {"learning_rate": 0.1})
+    give(pair.ours, gradients[0])
+    pair.record()
+    (update,) = pair.recorder.participants
+    assert update.rounds(9).before(9) == 1
+    pair.ours[1].constraint = None
+    rounds = update.rounds(9)
+    assert rounds.before(9) == 9
+    pair.replayed.learning_rate = lambda step: 0.5
+    assert rounds.before(9) == 1
+    pair.replayed.add_parameters([Parameter(np.ones(2), pair.ours[0].device)])
+    with pytest.raises(CaptureError, match="Capture it again"):
+        rounds.before(9)
