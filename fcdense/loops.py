@@ -255,7 +255,7 @@ def _function(name: str, arguments: str, statements: Sequence[str], result: str)
     lines = "".join(f"    {line}\n" for line in (*statements, f"return {result}"))
     # Fusing products and sums is left to `vector_math`: of a sum of two products either may be fused, and then the bits
     # would depend on where an element lies.
-    return f'@njit(error_model="numpy")\ndef {name}({arguments}):\n{lines}\n\n'
+    return f"@jitted()\ndef {name}({arguments}):\n{lines}\n\n"
 
 
 def _word(index: int) -> str:
@@ -272,18 +272,21 @@ _TEMPLATE = '''"""{name} on tiles of {dtype}, operands {patterns}."""
 import math
 
 import numpy as np
-from numba import cfunc, njit
 
 from fcdense.kernels.numba import vector_math
 from fcdense.kernels.numba.columns import map_columns, max_columns
+from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.memory import load
 
 real = np.{dtype}
 ZERO, ONE = real(0.0), real(1.0){constants}
 
 
-{functions}@cfunc("void(int64, int64, int64, int64, int64, int64, int64)", cache=True, error_model="numpy")
+{functions}@jitted()
 def kernel(args, z, ldz, r0, r1, c0, c1):{begin}
     for r in range(r0, r1):{row}
         {columns}{advance}
+
+
+constants = ()
 '''

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +13,6 @@ from fcdense import loops
 from fcdense.arena import Array
 from fcdense.kernels.numba import compiled, gemm, spread, sums
 from fcdense.kernels.numba.pool import address, available_threads, pool
-from fcdense.log import logger
 from fcdense.program import Program
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -87,17 +84,12 @@ def row_distance(matrix: Array) -> int:
 @cache
 def compiled_kernel(module: ModuleType, name: str, dtype: np.dtype[Any]) -> int:
     """The address of an instruction kernel or a row kernel, compiled or read from the cache."""
-    return _load(compiled.call_source(module.__name__, name, dtype, 4))
+    return int(compiled.load(compiled.call_source(module.__name__, name, dtype)).address)
 
 
 @cache
 def _tile_kernel(program: Program, dtype: np.dtype[Any], patterns: str, summed: bool) -> int:
-    return _load(loops.tile_source(program, dtype, patterns, sums=summed))
-
-
-def _load(source: str) -> int:
-    folder = Path(os.environ.get("FCDENSE_CACHE") or "~/.cache/fcdense").expanduser() / "numba"
-    return int(compiled.load(source, folder, logger.warning).address)
+    return int(compiled.load(loops.tile_source(program, dtype, patterns, sums=summed)).address)
 
 
 class Tile(NamedTuple):

@@ -15,7 +15,7 @@ from fcdense.backends.cpu import CpuBackend
 from fcdense.backends.fusion import consume_gradients, join_passes
 from fcdense.backends.replay import Call, Feed, Keep, Replay
 from fcdense.backends.schedule import Unit, in_order, phases
-from fcdense.kernels.numba.pool import address, available_threads, pool
+from fcdense.kernels.numba.pool import Program, address, available_threads, pool
 
 JOINED = ("Numba: weight gradient and update in one pass", "Numba: input gradient and update in one pass")
 
@@ -38,17 +38,17 @@ class Table:
                     (address(steps), len(steps), count, first, ends[number], ends[min(number + 1, len(ends) - 1)])
                 )
                 first += count
-        self._words = np.array([*words, (0, 0, 0, first, 0, 0)], np.int64)
-        threads = max(count for phase in shares for count in phase)
-        self._program = address(self._words), len(words), threads
+        self._units = np.array([*words, (0, 0, 0, first, 0, 0)], np.int64)
+        self._threads = max(count for phase in shares for count in phase)
+        self._program = Program(self._units, self._threads)
 
     def run(self) -> None:
         """Run them, in order."""
-        pool().run(*self._program)
+        pool().run(self._program)
 
     def run_rounds(self, rounds: int, go_on: Array | None = None) -> int:
         """Run them so often, or until `go_on` holds 0.0; how often it was."""
-        return pool().run(*self._program, rounds, 0 if go_on is None else address(go_on))
+        return pool().run(Program(self._units, self._threads, rounds, go_on))
 
 
 def instructions_of(primitive: str, *args: Any, **kwargs: Any) -> Table | None:

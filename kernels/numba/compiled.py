@@ -1,156 +1,253 @@
-"""Compiled kernels on disk: their source in a file named by its content, and Numba's cache of machine code beside it.
+"""Compiled kernels, and what is kept of them on disk: an object file each, named by a hash of what it was made from.
 
-A folder for each kernel, named by a hash of its source, of the sources in this package (Numba does not notice that a
-function which a cached one calls has changed) and of the versions. It holds the source, machine code for each kind of
-processor that used it, and the checksums of these files: machine code that was cut short or altered is never run.
+That is its source, the sources in this package, the versions and the processor. The SHA-256 of the machine code ends
+the file: code that was cut short or altered is never run. A process that finds all its kernels there never wakes up
+Numba's compiler, which takes a quarter of a second by itself.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
+import gc
 import hashlib
-import importlib.util
+import logging
+import math
 import os
-import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
+from llvmlite import ir
+from numba import types
+from numba.core import compiler
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
-SOURCE, CHECKSUMS = "kernel.py", "checksums.txt"
+logger = logging.getLogger("fcdense")
 
-_modules: dict[str, ModuleType] = {}
+DIGEST = hashlib.sha256().digest_size
+PATIENCE = 0.7
+"""Seconds of compiling after which the user is told what takes so long, if it goes on."""
+
+
+NEEDLESS = {
+    *("WithLift", "InlineClosureLikes", "RewriteSemanticConstants", "DeadBranchPrune", "GenericRewrites"),
+    *("RewriteDynamicRaises", "MakeFunctionToJitFunction", "FindLiterallyCalls", "LiteralUnroll"),
+    *("LiteralPropagationSubPipelinePass", "MixedContainerUnroller", "CanonicalizeLoopEntry", "CanonicalizeLoopExit"),
+    *("InlineOverloads", "NopythonRewrites", "IRLegalization", "NoPythonSupportedFeatureValidation"),
+}
+"""Numba's passes for what no kernel has, such as closures, arrays and `with`; a tenth of the time of compiling."""
+
+
+class Pipeline(compiler.CompilerBase):
+    """Numba's compiler without these passes."""
+
+    def define_pipelines(self) -> list[Any]:
+        """The passes."""
+        passes = compiler.PassManager("kernel")
+        usual = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [entry for entry in usual.passes if entry[0].__name__ not in NEEDLESS]
+        passes.finalize()
+        return [passes]
+
+
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+class Kernel(NamedTuple):
+    """A C function of some int64.
+
+    Attributes
+    ----------
+    address : int
+    was_compiled : bool
+        By this process; else it was read.
+    keeps : object
+        What the machine code lives in.
+    """
+
+    address: int
+    was_compiled: bool
+    keeps: Any
+
+
+_kernels: dict[str, Kernel] = {}
 _lock = threading.RLock()
+_seconds = 0.0
 
 
-def call_source(module: str, name: str, dtype: Any, arguments: int) -> str:
-    """The module of the C function `kernel` of some int64, which calls `name` of `module` with them and the dtype."""
-    names = ", ".join("abcdefg"[:arguments])
+def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compiled as part of a kernel, with these options of `numba.njit`: neither Python nor C can call it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = numba.njit(function, pipeline_class=Pipeline, **options, **OPTIONS)
+        fold = dispatcher._compiler.fold_argument_types
+        # Literals have the type of all integers: else a function were compiled anew for each one that it is given.
+        dispatcher._compiler.fold_argument_types = lambda args, kws: fold(tuple(map(types.unliteral, args)), kws)
+        return dispatcher
+
+    return decorate
+
+
+def call_source(module: str, name: str, dtype: Any = None) -> str:
+    """The source of the kernel `name` of `module`, for the dtype that it takes last if any."""
+    constants = "" if dtype is None else f"np.{dtype},"
     return f'''"""{name} of {dtype}."""
 
 import numpy as np
-from numba import cfunc
 
-from {module} import {name}
+from {module} import {name} as kernel
 
-real = np.{dtype}
-
-
-@cfunc("void({", ".join(["int64"] * arguments)})", cache=True, error_model="numpy")
-def kernel({names}):
-    {name}({names}, real)
+constants = ({constants})
 '''
 
 
-def load(source: str, folder: Path, warn: Callable[[str], None]) -> Any:
-    """The C function that `source` defines, compiled or read from the cache. Its `.address` is what one calls.
+def load(source: str) -> Kernel:
+    """The C function that `source` defines, compiled or read from the disk. It stays for the life of the process.
 
     Parameters
     ----------
     source : str
-        A module that defines the function `kernel` with ``@cfunc(..., cache=True)``.
-    folder : Path
-        Of all kernels. Made if it is not there.
-    warn : callable
-        Told once per process if `folder` cannot be written to; kernels are then compiled in each process.
+        A module that defines `kernel`, a jitted function of int64 that cannot raise, and the tuple `constants` with the
+        values of its last parameters.
 
     Notes
     -----
-    A loaded kernel stays for the life of the process, so that its address stays valid.
+    Kernels are kept in the folder `numba` of $FCDENSE_CACHE, or else of ~/.cache/fcdense. If that cannot be written to,
+    a warning says so and each process compiles them.
     """
     with _lock:
-        module = _modules.get(source)
-        if module is None:
-            key = hashlib.sha256(f"{_version()}\n{source}".encode()).hexdigest()[:32]
-            module = _modules[source] = _import(_home(source, Path(folder) / key, warn), key)
-        return module.kernel
+        if source not in _kernels:
+            name = "fcdense_" + hashlib.sha256(f"{_version()}\n{source}".encode()).hexdigest()[:32]
+            folder = Path(os.environ.get("FCDENSE_CACHE") or "~/.cache/fcdense").expanduser() / "numba"
+            code = _read(folder / f"{name}.o")
+            _kernels[source] = _compile(source, name, folder) if code is None else _link(code, name)
+        return _kernels[source]
 
 
 @functools.cache
 def _version() -> str:
-    """What machine code depends on besides its source and the processor, which Numba's cache distinguishes itself."""
+    """What machine code depends on besides its source."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         sources.update(path.read_bytes())
-    return f"{numba.__version__} {llvmlite.__version__} {sys.implementation.cache_tag} {sources.hexdigest()}"
+    versions = numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sources.hexdigest()
+    settings = numba.config.OPT, numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    processor = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return " ".join(map(str, (*versions, *settings, *processor)))
+
+
+def _compile(source: str, name: str, folder: Path) -> Kernel:
+    global _seconds
+    if _seconds > PATIENCE:
+        _explain(f"compiling kernels for this processor, once; they are kept in {folder}")
+        _seconds = -math.inf
+    start = time.perf_counter()
+    with _no_collections():
+        library = library_of(source, name)
+    _seconds += time.perf_counter() - start
+    code = library._get_compiled_object()
+    try:
+        _write(folder / f"{name}.o", code + hashlib.sha256(code).digest())
+    except OSError as error:
+        _warn_of(folder, error.strerror or str(error))
+    return Kernel(library.get_pointer_to_function(name), True, library)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave cyclic garbage for later: looking for it takes a tenth of the time of compiling."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@global_compiler_lock
+def library_of(source: str, name: str) -> Any:
+    """Numba's library with the C function `name`, which calls the function that `source` defines."""
+    namespace: dict[str, Any] = {"__name__": name}
+    exec(compile(source, name, "exec"), namespace)
+    function, constants = namespace["kernel"], namespace["constants"]
+    flags = compiler.Flags()
+    cpu_target.options.parse_as_flags(flags, function.targetoptions)
+    flags.no_compile = True  # more comes into the library
+    count = function.py_func.__code__.co_argcount - len(constants)
+    args = *[types.int64] * count, *map(numba.typeof, constants)
+    contexts = cpu_target.typing_context, cpu_target.target_context
+    result = compiler.compile_extra(*contexts, function.py_func, args, None, flags, {}, pipeline_class=Pipeline)
+    context, library, description = result.target_context, result.library, result.fndesc
+    number = description.restype
+    kind = ir.VoidType() if number == types.none else context.get_value_type(number)
+    module = library.create_ir_module(name)
+    entry = ir.Function(module, ir.FunctionType(kind, [ir.IntType(64)] * count), name)
+    builder = ir.IRBuilder(entry.append_basic_block())
+    values = *entry.args, *[context.get_dummy_value()] * len(constants)
+    callee = context.declare_function(module, description)
+    # Numba's own wrapper for C looks at errors, for which machine code would need Python.
+    _, value = context.call_conv.call_function(builder, callee, number, description.argtypes, values)
+    builder.ret_void() if number == types.none else builder.ret(value)
+    library.add_ir_module(module)
+    library.get_function(description.llvm_func_name).linkage = "internal"
+    library.finalize()
+    return library
+
+
+def _link(code: bytes, name: str) -> Kernel:
+    """A kernel from its machine code, with symbols of its own: helpers in two files may share a name."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Kernel(engine.get_function_address(name), False, engine)
+
+
+def _read(path: Path) -> bytes | None:
+    """The machine code in a file; None where there is none, or none that is whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    code, digest = content[:-DIGEST], content[-DIGEST:]
+    return code if code and hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _explain(message: str) -> None:
+    """Tell who waits: the log, or the terminal where nobody reads that."""
+    logger.info(message)
+    if not logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
+        print(f"fcdense: {message}", file=sys.stderr)
 
 
 @functools.cache
-def _temporary() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="fcdense-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _home(source: str, home: Path, warn: Callable[[str], None]) -> Path:
-    """The folder of a kernel, with the source and nothing that was damaged in it."""
-    try:
-        _prepare(source, home)
-    except OSError as error:
-        if not _temporary.cache_info().currsize:
-            warn(
-                f"Compiled kernels cannot be kept in {home.parent} ({error.strerror or error}): each process compiles "
-                "them anew. Name a folder that can be written to in FCDENSE_CACHE."
-            )
-        home = _temporary() / home.name
-        _prepare(source, home)
-    return home
-
-
-def _prepare(source: str, home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / SOURCE
-    if not path.is_file() or path.read_bytes() != source.encode():
-        _write(path, source)
-    elif not os.access(home, os.W_OK):
-        raise PermissionError(f"{home} is read-only")
-    if _checksums(home) != _recorded(home):
-        shutil.rmtree(home / "__pycache__", ignore_errors=True)
-
-
-def _import(home: Path, key: str) -> ModuleType:
-    name = f"fcdense_kernel_{key}"
-    spec = importlib.util.spec_from_file_location(name, home / SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if (sums := _checksums(home)) != _recorded(home):
-            _write(home / CHECKSUMS, sums)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _checksums(home: Path) -> str:
-    """A line for each file of machine code: its SHA-256 and its name."""
-    files = sorted((home / "__pycache__").glob("*.nb?"))
-    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}\n" for path in files)
-
-
-def _recorded(home: Path) -> str:
-    try:
-        return (home / CHECKSUMS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step: readers see the old one or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _warn_of(folder: Path, error: str) -> None:
+    logger.warning(
+        "Compiled kernels cannot be kept in %s (%s): each process compiles them anew. Name a folder that can be "
+        "written to in FCDENSE_CACHE.",
+        folder,
+        error,
+    )

@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fcdense.kernels.numba.calls import call_tile
+from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.memory import load, store
 from fcdense.kernels.numba.simd import (
     DOTS,
@@ -59,7 +59,7 @@ def space(n: int, k: int, size: int) -> int:
     return (LEFT_ROW * KC + k * columns + MC * NC) * size
 
 
-@njit(cache=True)
+@jitted()
 def pack_rows(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
     """Columns j0 to j1 of B as panels [k][width]."""
     size = itemsize(real)
@@ -72,7 +72,7 @@ def pack_rows(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, w
             to += width * size
 
 
-@njit(cache=True)
+@jitted(inline="always")
 def pack_flipped(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
     """The same where element (k, j) lies at b + j b_row + k."""
     size, n = itemsize(real), lanes(real)
@@ -90,7 +90,7 @@ def pack_flipped(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int
         to += (k1 - k0) * width * size
 
 
-@njit(cache=True)
+@jitted()
 def pack_left(a: int, a_column: int, i0: int, i1: int, k0: int, k1: int, to: int, real: Any) -> None:
     """Rows i0 to i1 of A as [k][LEFT_ROW], where element (i, k) lies at a + i + k a_column."""
     size = itemsize(real)
@@ -101,7 +101,7 @@ def pack_left(a: int, a_column: int, i0: int, i1: int, k0: int, k1: int, to: int
         to += LEFT_ROW * size
 
 
-@njit(cache=True)
+@jitted(inline="always")
 def dot_products(
     a: int, a_row: int, b: int, b_row: int, c: int, c_row: int, rows: int, c0: int, c1: int, k: int, add: int, real: Any
 ) -> None:
@@ -117,7 +117,7 @@ def dot_products(
             j += columns
 
 
-@njit(inline="always")
+@jitted()
 def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """This share: some columns of C, or some rows."""
     size, width = itemsize(real), VECTORS * lanes(real)

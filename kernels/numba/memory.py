@@ -49,3 +49,23 @@ def offset(typing_context: Any, dtype: Any, address: Any, count: Any) -> Any:
         return builder.add(args[1], builder.mul(args[2], ir.Constant(args[2].type, size)))
 
     return types.int64(dtype, types.int64, types.int64), generate
+
+
+def _argument(kind: Any) -> Any:
+    """What reads an argument of a kernel, of this type."""
+
+    def typing(typing_context: Any, args: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            array = pointer(builder, values[0], context.get_data_type(kind))
+            return builder.load(builder.gep(array, [values[1]]))
+
+        return kind(types.int64, types.int64), generate
+
+    return intrinsic(typing)
+
+
+word = _argument(types.int64)
+"""word(args, index): an integer or an address among the arguments."""
+
+number = _argument(types.float64)
+"""number(args, index): a float64 among the arguments."""

@@ -12,14 +12,17 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
+from fcdense.kernels.numba import compiled
 from fcdense.kernels.numba.atomics import acquire, exchange, fetch_add, pause, release
 from fcdense.kernels.numba.calls import call_kernel
+from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.denormals import flush_denormals, restore
 from fcdense.kernels.numba.memory import load
 
@@ -27,6 +30,9 @@ from fcdense.kernels.numba.memory import load
 # shares, and of all shares before it, until the end of its phase, and until the end of the next phase.
 STEPS, COUNT, SHARES, FIRST, STOP, NEXT = range(6)
 UNIT = 6
+
+# Words of a program.
+UNITS, UNIT_COUNT, PROGRAM_THREADS, ROUNDS, GO_ON = range(5)
 
 # Words of the state; those that threads wrestle for lie on cache lines of their own. Shares are counted through all
 # programs: whoever is late finds the numbers of its program used up, and touches nothing of the next one.
@@ -40,6 +46,8 @@ SPINS = 20_000
 PATIENCE = 1_000
 """Looks for the next share before the core is offered to others."""
 
+Number = ctypes.c_int64
+
 _mutex_init = types.ExternalFunction("pthread_mutex_init", types.int32(types.int64, types.int64))
 _condition_init = types.ExternalFunction("pthread_cond_init", types.int32(types.int64, types.int64))
 _lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
@@ -49,14 +57,14 @@ _broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-@njit(cache=True)
+@jitted()
 def initialise(state: int) -> None:
     """Make the mutex and the condition variable."""
     _mutex_init(state + 8 * MUTEX, 0)
     _condition_init(state + 8 * CONDITION, 0)
 
 
-@njit(cache=True)
+@jitted()
 def compute(unit: int, share: int, shares: int, thread: int) -> None:
     """A share of the unit at an address."""
     steps = load(np.int64, unit, STEPS)
@@ -64,7 +72,7 @@ def compute(unit: int, share: int, shares: int, thread: int) -> None:
         call_kernel(load(np.int64, steps, 2 * i), load(np.int64, steps, 2 * i + 1), share, shares, thread)
 
 
-@njit(cache=True)
+@jitted()
 def work(state: int, table: int, begin: int, end: int, thread: int) -> None:
     """Take shares until there are none. The table may be read only while a share of it is held."""
     unit, looks = table, 0
@@ -90,7 +98,7 @@ def work(state: int, table: int, begin: int, end: int, thread: int) -> None:
             release(state, READY, ready)
 
 
-@njit(cache=True)
+@jitted()
 def run_together(state: int, table: int, count: int, threads: int) -> None:
     """Run a program once, with `threads` - 1 threads of the pool."""
     begin = acquire(state, END)
@@ -116,15 +124,14 @@ def run_together(state: int, table: int, count: int, threads: int) -> None:
             _yield()
 
 
-@njit(cache=True, nogil=True)
-def run(state: int, table: int, count: int, threads: int, rounds: int, go_on: int) -> int:
-    """Run a program `rounds` times on this thread and `threads` - 1 of the pool; how often it ran.
-
-    Where `go_on` is no 0 it is the address of a float64: once that holds 0 after a round, there is no further one.
-    """
+@jitted()
+def run(state: int, program: int) -> int:
+    """Run a program as often as it says; how often it ran."""
     before = flush_denormals()
+    table, count = load(np.int64, program, UNITS), load(np.int64, program, UNIT_COUNT)
+    threads, go_on = load(np.int64, program, PROGRAM_THREADS), load(np.int64, program, GO_ON)
     done = 0
-    while done < rounds:
+    while done < load(np.int64, program, ROUNDS):
         if threads == 1:
             for i in range(count):
                 compute(table + 8 * UNIT * i, 0, 1, 0)
@@ -137,7 +144,7 @@ def run(state: int, table: int, count: int, threads: int, rounds: int, go_on: in
     return done
 
 
-@njit(cache=True, nogil=True)
+@jitted()
 def serve(state: int, thread: int, seen: int) -> None:
     """What a thread of the pool does for ever."""
     flush_denormals()
@@ -163,6 +170,37 @@ def serve(state: int, thread: int, seen: int) -> None:
                     work(state, table, begin, end, thread)
 
 
+@cache
+def _entry(function: Any) -> Callable[..., int]:
+    """A function of this file for Python, which calls it without its lock."""
+    kernel = compiled.load(compiled.call_source(__name__, function.__name__))
+    count = function.py_func.__code__.co_argcount
+    return ctypes.CFUNCTYPE(Number, *[Number] * count)(kernel.address)
+
+
+class Program:
+    """What a pool runs.
+
+    Parameters
+    ----------
+    units : array of int64, shape (U + 1, 6)
+        The words of the units, and a last row that holds the number of all shares as FIRST.
+    threads : int
+        How many take part at most.
+    rounds : int
+        How often all units run.
+    go_on : array of float64, shape (), optional
+        Once it holds 0 after a round, there is no further one.
+    """
+
+    def __init__(self, units: Any, threads: int, rounds: int = 1, go_on: Any = None) -> None:
+        self.threads = threads
+        self._arrays = units, go_on
+        words = address(units), len(units) - 1, threads, rounds, 0 if go_on is None else address(go_on)
+        self._words = np.array(words, np.int64)
+        self.place = Number(address(self._words))
+
+
 class Pool:
     """Threads of this process, and the scratch memory of each.
 
@@ -173,7 +211,8 @@ class Pool:
         self.lock = threading.Lock()
         self._words = np.zeros(WORDS, np.int64)
         self.state = int(self._words.ctypes.data)
-        initialise(self.state)
+        _entry(initialise)(self.state)
+        self._run, self._state = _entry(run), Number(self.state)
         self._started = 1
         self._size = self._owners = 0
         self.space = np.zeros(2, np.int64)
@@ -189,12 +228,12 @@ class Pool:
             self._space = np.empty(self._size * self._owners + 4096, np.uint8)
             self.space[:] = (address(self._space) + 4095) // 4096 * 4096, self._size
 
-    def run(self, table: int, count: int, threads: int, rounds: int = 1, go_on: int = 0) -> int:
-        """Run the table at an address, `rounds` times or until `go_on` points at 0.0; how often it ran."""
+    def run(self, program: Program) -> int:
+        """Run a program as often as it says; how often it ran."""
         with self.lock:
-            if threads > self._started:
-                self._start(threads)
-            return int(run(self.state, table, count, threads, rounds, go_on))
+            if program.threads > self._started:
+                self._start(program.threads)
+            return self._run(self._state, program.place)
 
     def _start(self, threads: int) -> None:
         # A new thread takes no part in programs of the past; the lock keeps others from posting one meanwhile.
@@ -205,7 +244,7 @@ class Pool:
 
     def _serve(self, thread: int, seen: int) -> None:
         """Never returns, so that the state lives as long as its threads."""
-        serve(self.state, thread, seen)
+        _entry(serve)(self.state, thread, seen)
 
 
 _pools: list[Pool] = []

@@ -13,30 +13,17 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from fcdense.kernels.numba import vector_math
 from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.columns import map_columns, max_columns, sum_columns
-from fcdense.kernels.numba.memory import load, offset, store
+from fcdense.kernels.numba.compiled import jitted
+from fcdense.kernels.numba.memory import load, number, offset, store, word
 
-
-def compiled(function: Any) -> Any:
-    """Compiled where it is called: a product and a sum may share a rounding, and division follows IEEE 754."""
-    return njit(fastmath={"contract"}, error_model="numpy")(function)
-
-
-@compiled
-def word(args: int, index: int) -> int:
-    """An integer or an address among the arguments."""
-    return load(np.int64, args, index)
-
-
-@compiled
-def number(args: int, index: int) -> float:
-    """A float64 among the arguments."""
-    return load(np.float64, args, index)
+compiled = jitted(fastmath={"contract"})
+"""A product and a sum may share a rounding."""
 
 
 # ---- elements --------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class _VectorFunction:
         self.function.attributes.add("noinline")
         self.function.attributes.add("nounwind")
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.zero = ir.Constant(self.vector, None)
         self.suffix = f"v{self.lanes}f{8 * self.size}"
 
     def bytes_of(self, count: Any) -> Any:
@@ -132,14 +132,16 @@ def _product(module: ir.Module, number: Any, rows: int, vectors: int) -> ir.Func
     b.cbranch(b.icmp_signed(">", advanced[0], I64(0)), loop, done)
 
     b.position_at_end(done)
+    places = []
+    for i in range(rows):
+        row = f.pointer(b.add(c_start, b.mul(c_row, I64(i))), f.vector)
+        places.append([b.gep(row, [I64(j)]) for j in range(vectors)])
     b.cbranch(b.icmp_signed("!=", accumulate, I64(0)), add, put)
     for block in (add, put):
         b.position_at_end(block)
         for i in range(rows):
-            row = b.add(c_start, b.mul(c_row, I64(i)))
-            for j in range(vectors):
-                place = f.pointer(row, f.vector, I64(j * VECTOR_BYTES))
-                f.store(b.fadd(f.load(place, masks[j]), new[i][j]) if block is add else new[i][j], place, masks[j])
+            for place, mask, value in zip(places[i], masks, new[i], strict=True):
+                f.store(b.fadd(f.load(place, mask), value) if block is add else value, place, mask)
         b.ret_void()
     return f.function
 

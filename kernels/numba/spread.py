@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fcdense.kernels.numba.calls import call_kernel, call_rows, call_tile
 from fcdense.kernels.numba.columns import map_columns
+from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.memory import load, offset, store
 from fcdense.kernels.numba.simd import itemsize, lanes
 
@@ -28,14 +28,14 @@ ROW_UNIT = 16
 """Rows that stay together: what shares rows in such units shares them as all others do, and waits for none of them."""
 
 
-@njit(inline="always")
+@jitted()
 def cut(count: int, unit: int, share: int, shares: int) -> tuple[int, int]:
     """First and last (exclusive) of `count` that belong to a share, in whole units."""
     units = (count + unit - 1) // unit
     return units * share // shares * unit, min(count, units * (share + 1) // shares * unit)
 
 
-@njit(inline="always")
+@jitted()
 def spread(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """A tile kernel over a matrix. SUMS: the address of column sums that are set to 0 first, or 0.
 
@@ -68,7 +68,7 @@ def spread(args: int, share: int, shares: int, thread: int, real: Any) -> None:
         )
 
 
-@njit
+@jitted()
 def rows(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """A row kernel over COUNT rows in chunks of CHUNK, which do not depend on the threads."""
     count, chunk = load(np.int64, args, COUNT), load(np.int64, args, CHUNK)
@@ -78,12 +78,12 @@ def rows(args: int, share: int, shares: int, thread: int, real: Any) -> None:
         call_rows(kernel, kernel_args, r, min(stop, r + chunk), r // chunk)
 
 
-@njit
+@jitted()
 def _sum(x: Any, total: Any) -> Any:
     return total + x
 
 
-@njit
+@jitted()
 def column_sums(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """The sums over the rows of each column, in the order of the rows."""
     x_row, height = load(np.int64, args, X_ROW), load(np.int64, args, X_ROWS)
@@ -96,7 +96,7 @@ def column_sums(args: int, share: int, shares: int, thread: int, real: Any) -> N
         x = offset(real, x, x_row)
 
 
-@njit
+@jitted()
 def alternate(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """Several kernels, all of them on one unit of the work before the next unit: what they read of it is near by then.
 

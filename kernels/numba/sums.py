@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.memory import load, store
 
 CHUNK = 16384
@@ -25,7 +25,7 @@ BLOCK = 64
 """Elements that are summed up in vectors, in any order."""
 
 
-@njit
+@jitted()
 def add(total: float, error: float, value: float) -> tuple[float, float]:
     """total + value, and `error` with what that sum lost."""
     new = total + value
@@ -33,7 +33,7 @@ def add(total: float, error: float, value: float) -> tuple[float, float]:
     return new, error + (lost if lost == lost else 0.0)
 
 
-@njit(fastmath={"reassoc", "contract", "nsz"})
+@jitted(fastmath={"reassoc", "contract", "nsz"})
 def _block(x: int, start: int, stop: int, real: Any) -> float:
     value = 0.0
     for i in range(start, stop):
@@ -41,7 +41,7 @@ def _block(x: int, start: int, stop: int, real: Any) -> float:
     return value
 
 
-@njit
+@jitted()
 def total(args: int, start: int, stop: int, chunk: int, real: Any) -> None:
     """Row kernel: the sum of one chunk."""
     x, value, error = load(np.int64, args, X), 0.0, 0.0
@@ -50,7 +50,7 @@ def total(args: int, start: int, stop: int, chunk: int, real: Any) -> None:
     store(np.float64, load(np.int64, args, PARTS), chunk, value + error)
 
 
-@njit
+@jitted()
 def finish(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """The sum of COUNT parts, on one thread."""
     parts, value, error = load(np.int64, args, FINISH_PARTS), 0.0, 0.0

@@ -20,7 +20,7 @@ from fcdense import activations
 from fcdense.backends.native import NativeBackend
 from fcdense.kernels.numba.atomics import fetch_add
 from fcdense.kernels.numba.memory import load
-from fcdense.kernels.numba.pool import Pool, address, pool
+from fcdense.kernels.numba.pool import Pool, Program, address, pool
 
 Array = np.ndarray[Any, Any]
 
@@ -54,8 +54,11 @@ class Table:
                 self._steps.append(steps)
                 words.append((address(steps), len(steps), shares, first, ends[number], [*ends, ends[-1]][number + 1]))
                 first += shares
-        self._words = np.array([*words, (0, 0, 0, first, 0, 0)])
-        self.program = address(self._words), len(words)
+        self._units = np.array([*words, (0, 0, 0, first, 0, 0)])
+
+    def of(self, threads: int, rounds: int = 1, go_on: Array | None = None) -> Program:
+        """The program of so many threads."""
+        return Program(self._units, threads, rounds, go_on)
 
 
 def table(*rows: tuple[Any, Array, int]) -> Table:
@@ -69,7 +72,7 @@ def test_instructions_follow_each_other(threads: int) -> None:
     program = table(*[(count, words, threads), (compare, words, threads)] * 200)
     runner = Pool()
     for _ in range(5):
-        runner.run(*program.program, threads)
+        runner.run(program.of(threads))
     np.testing.assert_array_equal(words[8 : 8 + threads], 1000)
     assert words[0] == 0
 
@@ -77,7 +80,7 @@ def test_instructions_follow_each_other(threads: int) -> None:
 def test_an_instruction_of_one_share_runs_once() -> None:
     words = np.zeros(32, np.int64)
     program = table((count, words, 1), (count, words, 3), (count, words, 1))
-    Pool().run(*program.program, 3)
+    Pool().run(program.of(3))
     assert words[8:11].tolist() == [3, 1, 1]
 
 
@@ -89,7 +92,7 @@ def test_units_of_a_phase_run_side_by_side_and_kernels_of_a_unit_in_turn(threads
     program = Table(*[tuple(units), tuple(after)] * 100)
     runner = Pool()
     for _ in range(5):
-        runner.run(*program.program, threads)
+        runner.run(program.of(threads))
     for i, words in enumerate(all_words):
         done = [500] * (1 + i % threads) if threads > 1 else [500]
         np.testing.assert_array_equal(words[8 : 8 + len(done)], done)
@@ -98,10 +101,10 @@ def test_units_of_a_phase_run_side_by_side_and_kernels_of_a_unit_in_turn(threads
 def test_rounds_end_where_they_are_told_to() -> None:
     words, go_on = np.zeros(32, np.int64), np.ones(())
     program = table((count, words, 2), (count, words, 2))
-    assert Pool().run(*program.program, 2, 7) == 7
-    assert Pool().run(*program.program, 2, 7, address(go_on)) == 7
+    assert Pool().run(program.of(2, 7)) == 7
+    assert Pool().run(program.of(2, 7, go_on)) == 7
     go_on[()] = 0.0
-    assert Pool().run(*program.program, 2, 7, address(go_on)) == 1
+    assert Pool().run(program.of(2, 7, go_on)) == 1
     assert words[8:10].tolist() == [30, 30]
 
 
@@ -110,7 +113,7 @@ def test_wakes_up_after_a_rest() -> None:
     program = table((count, words, 2))
     runner = Pool()
     for _ in range(3):
-        runner.run(*program.program, 2)
+        runner.run(program.of(2))
         time.sleep(0.05)
     assert words[8:10].tolist() == [3, 3]
 
@@ -119,7 +122,7 @@ def test_idle_threads_use_no_processor() -> None:
     words = np.zeros(32, np.int64)
     runner = Pool()
     program = table((count, words, 4))
-    runner.run(*program.program, 4)
+    runner.run(program.of(4))
     time.sleep(0.1)
     start = time.process_time()
     time.sleep(0.3)
@@ -132,7 +135,7 @@ def test_programs_of_several_python_threads_take_turns() -> None:
 
     def work(program: Table) -> None:
         for _ in range(100):
-            pool().run(*program.program, 2)
+            pool().run(program.of(2))
 
     workers = [threading.Thread(target=work, args=(program,)) for program in programs]
     for worker in workers:
@@ -147,7 +150,7 @@ def test_settings_of_other_pools_stay() -> None:
     before = threadpool_info()
     words = np.zeros(32, np.int64)
     program = table((count, words, 2))
-    pool().run(*program.program, 2)
+    pool().run(program.of(2))
     assert threadpool_info() == before
 
 
@@ -156,10 +159,10 @@ def test_settings_of_other_pools_stay() -> None:
 def test_a_forked_child_starts_threads_of_its_own() -> None:
     words = np.zeros(32, np.int64)
     program = table((count, words, 2))
-    pool().run(*program.program, 2)
+    pool().run(program.of(2))
     child = os.fork()
     if child == 0:
-        pool().run(*program.program, 2)
+        pool().run(program.of(2))
         os._exit(0 if words[8:10].tolist() == [2, 2] else 1)
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
@@ -183,5 +186,5 @@ def test_denormal_numbers_are_zero_inside_of_a_program_only(threads: int) -> Non
         np.testing.assert_array_equal(y, 0.0)
     words = np.zeros(32, np.int64)
     program = table((count, words, threads))
-    pool().run(*program.program, threads)
+    pool().run(program.of(threads))
     assert np.float32(1e-30) * np.float32(1e-10) > 0.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import ctypes
 import warnings
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from fcdense import loops
 from fcdense.kernels.numba import compiled, rows
 from fcdense.program import Program
 
-_folder = tempfile.TemporaryDirectory(prefix="fcdense-tests-")
 
-
-def load(source: str) -> Any:
-    """The kernel of a source, compiled once per test run."""
-    return compiled.load(source, Path(_folder.name), lambda message: pytest.fail(message))
+def call(source: str, *args: int) -> None:
+    """Call the kernel of a source."""
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(args))(compiled.load(source).address)(*args)
 
 
 def words(*values: Any) -> np.ndarray:
@@ -53,13 +51,13 @@ def tile(
 ) -> None:
     """Run a program on the matrix z, whole or in the tiles (r0, r1, c0, c1); an output of None is z itself."""
     patterns = "m" * len(others) if patterns is None else patterns
-    kernel = load(loops.tile_source(program, z.dtype, patterns, sums is not None))
+    source = loops.tile_source(program, z.dtype, patterns, sums is not None)
     values = np.array(scalars, np.float64)
     places = [p for a in (*others, *outs) for p in ((0, 0) if a is None else (a, stride(a) if a.ndim else 0))]
     args = words(*places, values, *([] if sums is None else [sums]))
     for r0, r1, c0, c1 in ranges or [(0, z.shape[0], 0, z.shape[1])]:
         start = z.ctypes.data + z.itemsize * (stride(z) * r0 + c0)
-        kernel.ctypes(args.ctypes.data, start, stride(z), r0, r1, c0, c1)
+        call(source, args.ctypes.data, start, stride(z), r0, r1, c0, c1)
 
 
 def apply(program: Program, x: np.ndarray) -> list[np.ndarray]:
@@ -72,14 +70,12 @@ def apply(program: Program, x: np.ndarray) -> list[np.ndarray]:
 
 def run(name: str, dtype: Any, args: np.ndarray, start: int, stop: int, thread: int = 0) -> None:
     """Run a kernel of `rows.py`."""
-    load(compiled.call_source(rows.__name__, name, np.dtype(dtype), 4)).ctypes(args.ctypes.data, start, stop, thread)
+    call(compiled.call_source(rows.__name__, name, np.dtype(dtype)), args.ctypes.data, start, stop, thread)
 
 
 def kernel_code(source: str) -> tuple[str, str]:
-    """LLVM's code of a kernel, and its assembly without the wrapper that C calls."""
-    module: dict[str, Any] = {}
-    exec(source.replace("cache=True, ", ""), module)  # code from the cache cannot be looked at
-    kernel = module["kernel"]
+    """LLVM's code of a kernel, and its assembly."""
+    library = compiled.library_of(source, f"looked_at_{zlib.crc32(source.encode())}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return kernel._library.get_llvm_str(), kernel._library.get_asm_str().partition("\ncfunc.")[0]
+        return library.get_llvm_str(), library.get_asm_str()
