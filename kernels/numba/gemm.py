@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.kernels.numba.calls import call_tile
+from fcdense.kernels.numba.columns import map_columns
 from fcdense.kernels.numba.compiled import jitted
 from fcdense.kernels.numba.memory import load, store
 from fcdense.kernels.numba.simd import (
@@ -34,12 +35,16 @@ from fcdense.kernels.numba.simd import (
 from fcdense.kernels.numba.spread import ROW_UNIT, cut
 
 KC, MC, NC = 256, 192, 256
+HIGH = 2 * MC
+"""Rows of a block where A is read as it lies."""
 LEFT_ROW = MC + 16
 """Distance of packed rows of A: an odd number of cache lines, so that a column of them spreads over the whole cache."""
 FEW_ROWS = 2 * ROWS
 """Up to here B is read where it lies: packing would cost as much as it saves."""
 FEW_DOTS = 4
 """Up to here a flipped B is read as it lies, in dot products: packing it would cost more than the product."""
+FAR = 512 * 1024
+"""From here on a few rows of A read B in whole rows, as fast as memory gives them."""
 NEAR = 32 * 1024
 """Bytes that stay in the L1 cache: matrices up to here need no packing."""
 
@@ -61,15 +66,15 @@ def space(n: int, k: int, size: int) -> int:
 
 @jitted()
 def pack_rows(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
-    """Columns j0 to j1 of B as panels [k][width]."""
+    """Columns j0 to j1 of B as panels [k][width]; each row is read in one piece."""
     size = itemsize(real)
-    for p in range(j0, j1, width):
-        columns = min(width, j1 - p)
-        for k in range(k0, k1):
-            source = b + (k * b_row + p) * size
-            for j in range(columns):
-                store(real, to, j, load(real, source, j))
-            to += width * size
+    for k in range(k0, k1):
+        source, target = b + (k * b_row + j0) * size, to + (k - k0) * width * size
+        for p in range(j0, j1, width):
+            for j in range(min(width, j1 - p)):
+                store(real, target, j, load(real, source, j))
+            source += width * size
+            target += (k1 - k0) * width * size
 
 
 @jitted(inline="always")
@@ -88,6 +93,15 @@ def pack_flipped(b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int
                 for i in range(some):
                     store(real, to, (rest - k0) * width + j + i, load(real, b, (p + j + i) * b_row + rest))
         to += (k1 - k0) * width * size
+
+
+@jitted()
+def pack(flipped: int, b: int, b_row: int, k0: int, k1: int, j0: int, j1: int, to: int, width: int, real: Any) -> None:
+    """Rows k0 to k1 of columns j0 to j1 of B as panels."""
+    if flipped != 0:
+        pack_flipped(b, b_row, k0, k1, j0, j1, to, width, real)
+    else:
+        pack_rows(b, b_row, k0, k1, j0, j1, to, width, real)
 
 
 @jitted()
@@ -117,6 +131,59 @@ def dot_products(
             j += columns
 
 
+@jitted(fastmath={"contract"})
+def _four_products(y: Any, b0: Any, b1: Any, b2: Any, b3: Any, a0: Any, a1: Any, a2: Any, a3: Any) -> Any:
+    return a3 * b3 + (a2 * b2 + (a1 * b1 + (a0 * b0 + y)))
+
+
+@jitted(fastmath={"contract"})
+def _one_product(y: Any, b: Any, a: Any) -> Any:
+    return a * b + y
+
+
+@jitted()
+def _sum(x: Any, y: Any) -> Any:
+    return x + y
+
+
+@jitted()
+def row_products(
+    a: int, a_row: int, a_column: int, b: int, b_row: int, c: int, c_row: int,
+    rows: int, columns: int, depth: int, accumulate: int, partial: int, real: Any,
+) -> None:  # fmt: skip
+    """A few rows of A times B, of which each row is read once, in one piece. `partial` has room for as many of C."""
+    size = itemsize(real)
+    for k0 in range(0, depth, KC):
+        k1 = min(k0 + KC, depth)
+        apart = accumulate or k0 > 0
+        sums, sums_row = (partial, columns) if apart else (c, c_row)
+        for i in range(rows):
+            for j in range(columns):
+                store(real, sums, i * sums_row + j, real(0.0))
+        k = k0
+        while k < k1:
+            b0 = b + k * b_row * size
+            some = 4 if k + 4 <= k1 else 1
+            for i in range(rows):
+                y, at = sums + i * sums_row * size, i * a_row + k * a_column
+                if some == 4:
+                    b1, b2, b3 = b0 + b_row * size, b0 + 2 * b_row * size, b0 + 3 * b_row * size
+                    values = (
+                        load(real, a, at),
+                        load(real, a, at + a_column),
+                        load(real, a, at + 2 * a_column),
+                        load(real, a, at + 3 * a_column),
+                    )
+                    map_columns(_four_products, real, columns, (y, b0, b1, b2, b3), values, (y,), ())
+                else:
+                    map_columns(_one_product, real, columns, (y, b0), (load(real, a, at),), (y,), ())
+            k += some
+        if apart:
+            for i in range(rows):
+                y = c + i * c_row * size
+                map_columns(_sum, real, columns, (y, sums + i * columns * size), (), (y,), ())
+
+
 @jitted()
 def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """This share: some columns of C, or some rows."""
@@ -144,6 +211,11 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
         nc = min(nc, (c1 - c0 + width - 1) // width * width)
         mc = min(MC, MC * NC // max(nc, 1))
         c_row = nc
+    elif not pack_a:
+        mc = HIGH
+        if depth >= 2 * KC and r1 - r0 <= mc:
+            nc = 2 * NC
+    pack_late = r1 - r0 <= mc  # one block of rows: what was packed is used up at once, and stays in the L2 cache
     if sums != 0:
         for j in range(c0, c1):
             store(real, sums, j, real(0.0))
@@ -165,22 +237,36 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
         if tile != 0 and r1 > r0 and c1 > c0:
             call_tile(tile, tile_args, c + (r0 * c_row + c0) * size, c_row, r0, r1, c0, c1)
         return
+    if (
+        flipped == 0
+        and load(np.int64, args, M) <= FEW_DOTS
+        and depth * b_row * size >= FAR
+        and (r1 - r0) * (c1 - c0) <= LEFT_ROW * KC
+        and not consumed
+    ):
+        start, target = a + r0 * a_row * size, c + (r0 * c_row + c0) * size
+        few, columns = r1 - r0, c1 - c0
+        row_products(
+            start, a_row, a_column, b + c0 * size, b_row, target, c_row, few, columns, depth, accumulate, left, real
+        )
+        if tile != 0 and few > 0 and columns > 0:
+            call_tile(tile, tile_args, target, c_row, r0, r1, c0, c1)
+        return
     for j0 in range(c0, c1, nc):
         j1 = min(j0 + nc, c1)
         padded = (j1 - j0 + width - 1) // width * width
-        if pack_b and r1 > r0:
+        if pack_b and not pack_late:
             for k0 in range(0, depth, KC):
-                k1 = min(k0 + KC, depth)
-                if flipped != 0:
-                    pack_flipped(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
-                else:
-                    pack_rows(b, b_row, k0, k1, j0, j1, right + k0 * padded * size, width, real)
+                pack(flipped, b, b_row, k0, min(k0 + KC, depth), j0, j1, right + k0 * padded * size, width, real)
         for i0 in range(r0, r1, mc):
             i1 = min(i0 + mc, r1)
             if consumed:
                 c = block - (i0 * c_row + j0) * size
             for k0 in range(0, depth, KC):
                 k1 = min(k0 + KC, depth)
+                packed = right if pack_late else right + k0 * padded * size
+                if pack_b and pack_late:
+                    pack(flipped, b, b_row, k0, k1, j0, j1, packed, width, real)
                 if pack_a:
                     pack_left(a, a_column, i0, i1, k0, k1, left, real)
                 for p in range(j0, j1, width):
@@ -189,7 +275,7 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
                     tail = columns - (vectors - 1) * lanes(real)
                     panel, panel_row = b + (k0 * b_row + p) * size, b_row
                     if pack_b:
-                        panel, panel_row = right + (k0 * padded + (p - j0) * (k1 - k0)) * size, width
+                        panel, panel_row = packed + (p - j0) * (k1 - k0) * size, width
                     i = i0
                     while i < i1:
                         rows = min(ROWS, i1 - i)
