@@ -102,6 +102,17 @@ class Program:
                 new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
         return Program(self.name, self.n_inputs, self.n_scalars, [new[e] for e in self.outputs])
 
+    def of_product(self, i: int) -> Program:
+        """The program with one more array at the end: its input i is the product of that one and input i of this one.
+
+        Node for node the same otherwise, as in `reordered`.
+        """
+        new: dict[Expr, Expr] = {array_var(i): node("multiply", array_var(i), array_var(self.n_inputs))}
+        for e in topological(self.outputs):
+            if e not in new:
+                new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
+        return Program(self.name, self.n_inputs + 1, self.n_scalars, [new[e] for e in self.outputs])
+
     def without_scalar_work(self) -> tuple[Program, Program]:
         """(of scalars alone, of arrays and what the first one gives): what depends on scalars only is computed apart.
 

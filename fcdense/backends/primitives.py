@@ -104,7 +104,12 @@ def updated_weight(x_bi: Array, dz_bo: Array, update: Update) -> list[Instructio
     """`fusion.consume_gradients`."""
     weight = update.arrays[update.outputs[0]]
     operands = [(array, "m") for array in update.arrays]
-    tile = tile_of(update.program, weight.dtype, operands, [update.arrays[i] for i in update.outputs], update.scalars)
+    outs = [update.arrays[i] for i in update.outputs]
+    if len(x_bi) == 1:  # each element of the gradient is a product of two numbers: no matrix of it is needed
+        program = update.program.of_product(0).reordered([1, 0, *range(2, len(operands) + 2)])
+        tile = tile_of(program, weight.dtype, [(x_bi[0], "c"), *operands[1:], (dz_bo[0], "r")], outs, update.scalars)
+        return share(tile, update.arrays[0])
+    tile = tile_of(update.program, weight.dtype, operands, outs, update.scalars)
     by_rows = dz_bo.nbytes <= gemm.WIDE  # long rows are worth more than what all threads pack of it
     return product(x_bi.T, dz_bo, None, tile=tile, shape=weight.shape, by_rows=by_rows)
 

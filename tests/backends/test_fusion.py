@@ -12,9 +12,11 @@ import pytest
 pytest.importorskip("numba")
 
 import fcdense as fc
+from fcdense import emit
 from fcdense.backends.fusion import join_passes
 from fcdense.backends.native import NativeBackend
 from fcdense.backends.replay import Call
+from fcdense.program import trace
 from fcdense.tensor import Tensor
 
 JOINED = "Numba: weight gradient and update in one pass"
@@ -79,6 +81,18 @@ def test_joined_steps_give_the_bits_of_eager_ones(name: str) -> None:
         np.testing.assert_array_equal(before, after)
     served = [(call.primitive, how) for call, how in step.calls()]
     assert served.count(("dense_grad_weight", JOINED)) == 3
+
+
+def test_a_gradient_of_one_row_is_multiplied_where_it_is_used() -> None:
+    program = trace(lambda g, w, m, rate: (w - rate * (m + g), m + g), 3, 1, name="update")
+    product = program.of_product(0)
+    assert product.n_inputs == 4
+    rng = np.random.default_rng(0)
+    x, w, m, dz = (rng.standard_normal((5, 7)).astype(np.float32) for _ in range(4))
+    ours, theirs = ([np.empty((5, 7), np.float32) for _ in range(2)] for _ in range(2))
+    emit.run(product, [x, w, m, dz], (0.1,), ours)
+    emit.run(program, [x * dz, w, m], (0.1,), theirs)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
