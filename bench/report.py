@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -23,8 +24,8 @@ MIN_LABEL = 8
 
 Layout = Callable[[Results, Collection[str]], list[Table]]
 
-LAYOUTS: dict[str, Layout] = {"lines": tables, "peers": versus.tables}
-"""A line for each candidate, or a column for each; these words choose in the marks of a block."""
+LAYOUTS: dict[str, Layout] = {"lines": tables, "peers": versus.tables, "speed": versus.speeds}
+"""A line for each candidate, a column for each, or ratios alone; these words choose in the marks of a block."""
 
 
 def notes(results: Results) -> list[str]:
@@ -99,19 +100,22 @@ def _print(console: Console, table: Table) -> None:
     console.print(rich, crop=rich.width is None, soft_wrap=rich.width is not None)
 
 
-def markdown(results: Results, questions: Collection[str] = (), layout: Layout = tables) -> str:
-    """All tables and notes in Markdown.
+def markdown(results: Results, words: Collection[str] = (), layout: Layout = tables) -> str:
+    """Tables and notes in Markdown: all of them, or those of the questions and settings that the words name.
 
     Raises
     ------
     ArgumentError
-        A question that these results have no row of.
+        A word that is neither a question nor a part of a setting ("adam", "relu") of these results.
     """
-    absent = set(questions) - {row.question for row in results.rows}
+    asked = {row.question for row in results.rows} & set(words)
+    set_to = set(words) - asked
+    absent = set_to - {part for row in results.rows for part in row.setting.split(", ")}
     if absent:
         raise ArgumentError(f"The results have no rows of: {', '.join(sorted(absent))}.")
+    rows = [row for row in results.rows if set_to <= set(row.setting.split(", "))]
     paragraphs = []
-    for table in layout(results, questions):
+    for table in layout(replace(results, rows=rows), asked):
         headings = [heading.replace("\n", " ") for heading in table.headings]
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *table.rows]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -123,7 +127,7 @@ def rewrite(text: str, name: str, results: Results) -> str:
     """`text` with every block of the results file called `name` written anew.
 
     A block stands between the lines `<!-- bench: NAME.json -->` and `<!-- /bench -->`; words after the name choose
-    questions, and "peers" the tables that compare libraries.
+    questions and settings, "peers" the tables that compare libraries, "speed" the first one of these.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 
 from .intervals import ratio
@@ -21,18 +21,29 @@ Cell = Callable[[Row], str]
 def tables(results: Results, questions: Collection[str] = ()) -> list[Table]:
     """For each question (all, or those named) and setting: speed, times, errors, and memory where it was measured."""
     found = []
-    for (question, setting), rows in results.tables(questions).items():
-        title = f"{question} ({setting})"
-        lines = {label: {row.candidate: row for row in group} for label, group in groupby(rows, lambda row: row.label)}
-        names = sorted({row.candidate: None for row in rows}, key=lambda name: (name != OURS, name in LIMITS))
+    for title, lines, names in _compared(results, questions):
         libraries = [name for name in names if name not in LIMITS]
         if OURS in names:
             found.append(speed(title, lines, names, results.machine["peak_gflops"]))
         found.append(by_candidate(f"{title}: time of a step", lines, names, time))
         found.append(by_candidate(f"{title}: max error", lines, libraries, error))
-        if any(row.peak_bytes is not None for row in rows):
+        if any(row.peak_bytes is not None for line in lines.values() for row in line.values()):
             found.append(by_candidate(f"{title}: peak memory", lines, libraries, memory))
     return found
+
+
+def speeds(results: Results, questions: Collection[str] = ()) -> list[Table]:
+    """The first of these tables alone."""
+    peak = results.machine["peak_gflops"]
+    return [speed(*compared, peak) for compared in _compared(results, questions) if OURS in compared[2]]
+
+
+def _compared(results: Results, questions: Collection[str]) -> Iterator[tuple[str, dict[str, Line], list[str]]]:
+    """Title, lines and candidates of each question and setting."""
+    for (question, setting), rows in results.tables(questions).items():
+        lines = {label: {row.candidate: row for row in group} for label, group in groupby(rows, lambda row: row.label)}
+        names = sorted({row.candidate: None for row in rows}, key=lambda name: (name != OURS, name in LIMITS))
+        yield f"{question} ({setting})", lines, names
 
 
 def speed(title: str, lines: dict[str, Line], names: Sequence[str], peak: float | None) -> Table:

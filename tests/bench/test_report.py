@@ -190,6 +190,16 @@ def test_a_word_chooses_columns_for_libraries() -> None:
     assert "train" not in written
 
 
+def test_words_choose_settings_and_ratios_alone() -> None:
+    rows = [row(name, 1.0, setting=f"{f}, float32") for f in ("relu", "gelu") for name in ("cpu", "torch")]
+    written = rewrite("<!-- bench: a.json speed gelu -->\n<!-- /bench -->\n", "a.json", results(*rows))
+    assert written.count("**") == 2
+    assert "**forward (gelu, float32)**" in written
+    assert "times torch" in written
+    with pytest.raises(ArgumentError, match="no rows of: tanh"):
+        rewrite("<!-- bench: a.json tanh -->\n<!-- /bench -->\n", "a.json", results(*rows))
+
+
 def test_a_readme_without_the_block() -> None:
     with pytest.raises(ArgumentError, match=r"<!-- bench: c\.json -->"):
         rewrite(README, "c.json", results(row("cpu", 1.0)))
