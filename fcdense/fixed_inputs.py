@@ -66,6 +66,9 @@ class Port:
             if given.node is not None:
                 self._refuse_graph(given)
             array = given.array
+            if isinstance(array, np.ndarray):  # read-only memory is copied: the step itself may write that of a tensor
+                array = array.view()
+                array.flags.writeable = False
         else:
             array = host_array(given, self.name)
         if array.shape != self._shape:

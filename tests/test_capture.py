@@ -288,6 +288,23 @@ def test_arguments_are_read_where_they_lie(form):
     np.testing.assert_array_equal(step(make(given[0])).numpy(), expected[0])
 
 
+def test_a_tensor_that_the_step_changes_may_be_an_argument():
+    state = fc.tensor(np.arange(64.0, dtype=np.float32))
+    expected = np.arange(64.0, dtype=np.float32)
+
+    @fc.capture
+    def step(x):
+        with fc.no_grad():
+            state[:] = x + 1.0
+            return x * 2.0 + state
+
+    for _ in range(5):
+        result = step(state).numpy().copy()
+        np.testing.assert_array_equal(result, expected * 2.0 + (expected + 1.0))
+        expected += 1.0
+        np.testing.assert_array_equal(state.numpy(), expected)
+
+
 def test_an_argument_may_be_a_result():
     step = fc.capture(lambda x, y: (x, x[1:] + y, y))
     for value in (1.0, 2.0, 3.0, 4.0):
