@@ -136,7 +136,7 @@ def outputs(console: Console, options: argparse.Namespace, before: Results | Non
     changes = compare(before, results)
     report.show_changes(console, changes, options.fail_above)
     if warning := other_machine(before, results):
-        console.print(warning, style="yellow")
+        console.print(warning, style="yellow", markup=False)
     failed = options.fail_above is not None and regressions(changes, options.fail_above)
     return REGRESSION if failed else DONE
 

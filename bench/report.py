@@ -63,7 +63,7 @@ def show(console: Console, results: Results, layout: Layout = tables) -> None:
     for table in layout(results, ()):
         _print(console, table)
     for note in notes(results):
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
 
 
 def show_changes(console: Console, changes: Sequence[Change], fail_above: float | None) -> None:

@@ -60,7 +60,8 @@ def capture(step: Callable[..., Any]) -> Captured:
 
     The two recordings are compared instead of the numbers of a replay and an eager step: that needs no copy of the
     state, and it tells what differs. The values of targets are
-    looked at in the first call only; later, class numbers out of range make the loss NaN.
+    looked at in the first call only; later, class numbers out of range make the loss NaN, and what is updated from it:
+    ``optimizer.step(check_finite=loss)`` leaves everything as it was.
 
     Examples
     --------
@@ -98,6 +99,7 @@ class Captured:
         self._inputs: FixedInputs | None = None
         self._variants: list[Variant] = []
         self._variant: Variant | None = None
+        self._is_running = False
 
     def __repr__(self) -> str:
         calls = "not recorded yet" if self._variant is None else f"{len(self._variant.calls)} calls"
@@ -135,6 +137,10 @@ class Captured:
 
     def _run(self, arrays: Sequence[Any] | None) -> Any:
         """The step with these arrays in its buffers."""
+        if self._is_running:
+            raise CaptureError(
+                "The captured step is running in another thread; its buffers belong to one. Capture one for each."
+            )
         variant, is_settled = self.current()
         try:
             for participant in variant.participants:
@@ -142,14 +148,25 @@ class Captured:
         except CaptureError:  # an optimizer that was given other parameters, say
             is_settled = False
             variant = self._renewed(variant)
-        if arrays is None:
-            variant.replay.run()
-        else:
+        runs = variant.replay.runs
+        self._is_running = True
+        try:
             variant.run(arrays)
+        except BaseException:  # Ctrl-C is heard after compiled calls
+            if variant.replay.runs > runs:
+                self._count(variant, is_settled)
+            raise
+        finally:
+            self._is_running = False
+        self._count(variant, is_settled)
+        return variant.result
+
+    @staticmethod
+    def _count(variant: Variant, is_settled: bool) -> None:
+        """What the host has to know of a step that was made."""
         variant.ran(1, is_settled)
         for participant in variant.participants:
             participant.after_replay()
-        return variant.result
 
     def current(self) -> tuple[Variant, bool]:
         """The recording for this moment, and whether it ran last and nothing was set since."""
@@ -324,9 +341,11 @@ class Variant:
             self.settings = changes.settings.number
         return all(leaf.gradient_state is state for leaf, state in self._found)
 
-    def run(self, arrays: Sequence[Any]) -> None:
-        """Make the calls with these arrays in the buffers."""
-        if self._load is None:
+    def run(self, arrays: Sequence[Any] | None) -> None:
+        """Make the calls, with these arrays in the buffers if there are any."""
+        if arrays is None:
+            self.replay.run()
+        elif self._load is None:
             self._inputs.write(arrays)
             self.replay.run()
         else:

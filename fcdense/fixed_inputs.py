@@ -154,7 +154,14 @@ class FixedInputs:
         names = [port.name for port in self.ports]
         for position, value in enumerate(given):
             for other, port in enumerate(self.ports):
-                if other != position and (value is given[other] or value is port.tensor):
+                if other == position:
+                    continue
+                if value is port.tensor and value is not given[other]:
+                    raise CaptureError(
+                        f"Argument {names[position]} is the buffer that argument {names[other]} is copied into. Pass a "
+                        "copy of it."
+                    )
+                if value is given[other]:
                     first, second = sorted((position, other))
                     raise CaptureError(
                         f"Arguments {names[first]} and {names[second]} are one array; each has a buffer of its own. "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -182,7 +184,7 @@ def test_other_arguments_that_are_refused():
     with pytest.raises(CaptureError, match="Arguments 0 and 1 are one array"):
         add(rows, rows)
     add(X[0], X[1])
-    with pytest.raises(CaptureError, match="Arguments 0 and 1 are one array"):
+    with pytest.raises(CaptureError, match="Argument 1 is the buffer that argument 0 is copied into"):
         add(X[1], add.inputs[0])
     with pytest.raises(CaptureError, match="Argument 1 lies on reference"):
         add(X[0], fc.tensor(X[1], device="reference"))
@@ -253,3 +255,30 @@ def test_parameters_that_an_optimizer_was_given_since():
     assert len(step.calls()) == count
     assert optimizer.steps == 3
     assert not same(model.state_dict(), before)
+
+
+def test_a_call_from_another_thread_while_it_runs():
+    inside, go_on = threading.Event(), threading.Event()
+    captured = fc.capture(lambda x: x * 2.0)
+    captured(X[0])
+    captured(X[0])
+
+    class Waiting:
+        """What runs while the other thread calls."""
+
+        runs = 0
+
+        def run(self):
+            inside.set()
+            go_on.wait(10)
+
+    replay, captured._variant.replay = captured._variant.replay, Waiting()
+    first = threading.Thread(target=captured.replay)
+    first.start()
+    inside.wait(10)
+    with pytest.raises(CaptureError, match="in another thread"):
+        captured(X[1])
+    go_on.set()
+    first.join()
+    captured._variant.replay = replay
+    np.testing.assert_array_equal(captured(X[1]).numpy(), X[1] * 2)

@@ -157,3 +157,50 @@ def test_models_and_buffers_go_with_the_capture():
     gc.collect()
     assert gone[0]() is None
     assert gone[1]() is None
+
+
+def test_an_interrupt_after_the_calls_counts_the_step():
+    """Compiled calls do not hear Ctrl-C; the step is made, so that the host has to count it."""
+    model = network()
+    model(X[0])
+    optimizer = adam(model.parameters())
+    step = fc.capture(training(model, optimizer))
+    for _ in range(3):
+        step(X[0], LABELS[0])
+    variant, versions = step._variant, [p.version.number for p in model.parameters()]
+    run, load = variant.replay.run, variant._load
+
+    def interrupted(*arguments):
+        (run if not arguments or load is None else load)(*arguments)
+        raise KeyboardInterrupt
+
+    variant._load = interrupted if load is not None else None
+    variant.replay.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        step(X[0], LABELS[0])
+    variant.replay.run, variant._load = run, load
+    assert optimizer.steps == 4
+    assert all(p.version.number > before for p, before in zip(model.parameters(), versions, strict=True))
+    step(X[0], LABELS[0])
+    other = network()
+    other(X[0])
+    expected = fc.capture(training(other, adam(other.parameters())))
+    for _ in range(5):
+        expected(X[0], LABELS[0])
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_half_precision_models():
+    model = fc.nn.Sequential(fc.nn.Dense(6, "tanh", dtype="float16"), fc.nn.Dense(3, dtype="float16"))
+    x = X[0].astype(np.float16)
+    model(x)
+    before = model.state_dict()
+    outcomes = []
+    for captured in (False, True):
+        model.load_state_dict(before)
+        step = training(model, fc.optim.SGD(model.parameters(), learning_rate=0.1))
+        run = fc.capture(step) if captured else lambda x, y, step=step: step(fc.tensor(x), fc.tensor(y))
+        losses = [run(x, LABELS[0] % 3).item() for _ in range(4)]
+        outcomes.append((losses, model.state_dict()))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert same(outcomes[0][1], outcomes[1][1])

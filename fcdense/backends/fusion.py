@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fcdense import loops
 from fcdense.arena import Array
 from fcdense.backends.replay import Call
 from fcdense.backends.spans import overlap, span
@@ -78,7 +79,7 @@ def _gradient_operand(update: Call, calls: Sequence[Call]) -> int | None:
     arguments = update.arguments
     inputs, outs = arguments["inputs"], arguments["out"]
     flat = all(a.ndim == 1 and a.flags.c_contiguous and a.shape == outs[0].shape for a in (*inputs, *outs))
-    if not flat or arguments["when"] is not None:
+    if not flat or arguments["when"] is not None or not loops.supports(arguments["program"], outs[0].dtype):
         return None
     gradients = [call.arguments["out"] for call in calls if call.primitive == "dense_grad_weight"]
     for i, array in enumerate(inputs):

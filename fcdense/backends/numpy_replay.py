@@ -107,6 +107,7 @@ class NumpyReplay(Replay):
         with np.errstate(all="ignore"):
             for call in self._calls:
                 call()
+        self._made += 1
 
     def describe(self) -> list[str]:
         return self._served

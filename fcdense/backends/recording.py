@@ -353,10 +353,11 @@ def recording() -> Iterator[Recording]:
     if is_recording():
         raise CaptureError("A captured step was called inside of a step that is being captured. Capture only one.")
     with _busy:
-        made = _current = Recording()
+        made = Recording()
         devices = known_devices()
         inner = [device.backend for device in devices]
         try:
+            _current = made
             for device, backend in zip(devices, inner, strict=True):
                 device.put(_concrete(backend, made))
             yield made

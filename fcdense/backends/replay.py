@@ -67,6 +67,12 @@ class Replay(ABC):
     """
 
     consumed: Sequence[Array] = ()
+    _made = 0
+
+    @property
+    def runs(self) -> int:
+        """How often all calls were made; where they are compiled, Ctrl-C is heard afterwards."""
+        return self._made
 
     @abstractmethod
     def run(self) -> None:
@@ -117,6 +123,7 @@ class CallList(Replay):
     def run(self) -> None:
         for call in self._calls:
             call()
+        self._made += 1
 
     def describe(self) -> list[str]:
         return self._served

@@ -73,6 +73,8 @@ class NativeReplay(Replay):
         rewritten, self.consumed = consume_gradients(calls, kept)
         steps = [self._step(backend, call, served) for call in join_passes(rewritten, self._is_served)]
         self._served = [served.get(call) or JOINED[call.primitive == "dense_grad_input"] for call in calls]
+        self._number = np.zeros(1, np.int64)
+        steps.append(rounds.next_round(self._number))
         self._runs: list[Callable[[], None]] = []
         for native, group in groupby(steps, lambda step: isinstance(step, list)):
             if native:
@@ -81,6 +83,10 @@ class NativeReplay(Replay):
                 self._runs += group
         is_native = all(isinstance(step, list) for step in steps)
         self._rows = [row for rows in steps for row in rows] if is_native else None
+
+    @property
+    def runs(self) -> int:
+        return int(self._number[0])
 
     @staticmethod
     def _is_served(call: Call) -> bool:

@@ -1,8 +1,8 @@
 """Compiled kernels, and what is kept of them on disk: an object file each, named by a hash of what it was made from.
 
-That is its source, the sources in this package, the versions and the processor. The SHA-256 of the machine code ends
-the file: code that was cut short or altered is never run. A process that finds all its kernels there never wakes up
-Numba's compiler, which takes a quarter of a second by itself.
+That is its source, the sources in this package, the versions and the processor. The SHA-256 of name and machine code
+ends the file: code that was cut short or altered is never run. A process that finds all its kernels there never wakes
+up Numba's compiler, which takes a quarter of a second by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from numba import types
 from numba.core import compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and nothing can be compiled")
 
 logger = logging.getLogger("fcdense")
 
@@ -127,7 +130,7 @@ def load(source: str) -> Kernel:
         if source not in _kernels:
             name = "fcdense_" + hashlib.sha256(f"{_version()}\n{source}".encode()).hexdigest()[:32]
             folder = Path(os.environ.get("FCDENSE_CACHE") or "~/.cache/fcdense").expanduser() / "numba"
-            code = _read(folder / f"{name}.o")
+            code = _read(folder, name)
             _kernels[source] = _compile(source, name, folder) if code is None else _link(code, name)
         return _kernels[source]
 
@@ -155,7 +158,7 @@ def _compile(source: str, name: str, folder: Path) -> Kernel:
     _seconds += time.perf_counter() - start
     code = library._get_compiled_object()
     try:
-        _write(folder / f"{name}.o", code + hashlib.sha256(code).digest())
+        _write(folder / f"{name}.o", code + _digest(name, code))
     except OSError as error:
         _warn_of(folder, error.strerror or str(error))
     return Kernel(library.get_pointer_to_function(name), True, library)
@@ -214,14 +217,19 @@ def _link(code: bytes, name: str) -> Kernel:
     return Kernel(engine.get_function_address(name), False, engine)
 
 
-def _read(path: Path) -> bytes | None:
-    """The machine code in a file; None where there is none, or none that is whole."""
+def _digest(name: str, code: bytes) -> bytes:
+    """Of the name too: a file under another one's name is not that one."""
+    return hashlib.sha256(name.encode() + code).digest()
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    """The machine code of a kernel; None where there is none, or none that is whole."""
     try:
-        content = path.read_bytes()
+        content = (folder / f"{name}.o").read_bytes()
     except OSError:
         return None
     code, digest = content[:-DIGEST], content[-DIGEST:]
-    return code if code and hashlib.sha256(code).digest() == digest else None
+    return code if code and _digest(name, code) == digest else None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -170,3 +170,13 @@ def test_the_contract_holds_for_every_replayed_call():
 
     checked = Device("cpu", backend=CheckedBackend(CpuBackend()))
     assert same(trained(checked), trained(Device("cpu", backend=CpuBackend())))
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_behind(monkeypatch):
+    def fail():
+        raise OSError("a driver that is gone")
+
+    monkeypatch.setattr(recording, "known_devices", fail)
+    with pytest.raises(OSError, match="driver"), recording.recording():
+        pass
+    assert not recording.is_recording()

@@ -111,6 +111,25 @@ def test_damaged_machine_code_is_replaced(folder: Path, damage: str) -> None:
     assert reload() is False
 
 
+def test_a_kernel_under_the_name_of_another_one_is_replaced(folder: Path) -> None:
+    other = loops.tile_source(trace(lambda x: x + x, 1, name="double"), FLOAT32, "")
+    reload()
+    compiled.load(other)
+    first, second = folder.iterdir()
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert reload() is True
+
+
+def test_without_a_compiler_numpy_computes() -> None:
+    code = "import numpy as np, fcdense as fc; print((fc.tensor(np.ones(3)) * 2.0).numpy().sum())"
+    env = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "6.0\n"
+    assert "NUMBA_DISABLE_JIT" in done.stderr
+
+
 def test_a_change_of_the_functions_called_is_a_new_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reload()
     monkeypatch.setattr(compiled, "_version", lambda: "another")
