@@ -96,38 +96,43 @@ class Program:
         """
         if list(order) == list(range(self.n_inputs)):
             return self
-        new: dict[Expr, Expr] = {array_var(i): array_var(j) for j, i in enumerate(order)}
-        for e in topological(self.outputs):
-            if e not in new:
-                new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
-        return Program(self.name, self.n_inputs, self.n_scalars, [new[e] for e in self.outputs])
+        outputs = self._with({array_var(i): array_var(j) for j, i in enumerate(order)})
+        return Program(self.name, self.n_inputs, self.n_scalars, outputs)
 
     def of_product(self, i: int) -> Program:
         """The program with one more array at the end: its input i is the product of that one and input i of this one.
 
         Node for node the same otherwise, as in `reordered`.
         """
-        new: dict[Expr, Expr] = {array_var(i): node("multiply", array_var(i), array_var(self.n_inputs))}
+        outputs = self._with({array_var(i): node("multiply", array_var(i), array_var(self.n_inputs))})
+        return Program(self.name, self.n_inputs + 1, self.n_scalars, outputs)
+
+    def without_scalar_work(self) -> tuple[Program | None, Program]:
+        """(of scalars alone, of arrays and what the first one gives): what depends on scalars only is computed apart.
+
+        The first one is None if nothing depends on scalars.
+
+        Used where one set of scalars serves many calls. The bits are those of this program, since what depends on
+        scalars only is computed in float64 in any case. Conditions stay with the arrays, and what they compare is
+        computed apart.
+        """
+        order = topological(self.outputs)
+        read = set(self.outputs)
+        for e in reversed(order):
+            if e in read and (e.is_bool or not e.uniform):
+                read.update(e.args)
+        apart = [e for e in order if e in read and e.uniform and e.op != "const" and not e.is_bool]
+        body = self._with({e: scalar_var(k) for k, e in enumerate(apart)})
+        first = Program(f"{self.name}_scalars", 0, self.n_scalars, apart) if apart else None
+        return first, Program(self.name, self.n_inputs, len(apart), body)
+
+    def _with(self, new: dict[Expr, Expr]) -> list[Expr]:
+        """The outputs with other expressions in some places, and otherwise node for node the same: not simplified."""
+        new = dict(new)
         for e in topological(self.outputs):
             if e not in new:
                 new[e] = node(e.op, *(new[a] for a in e.args)) if e.args else e
-        return Program(self.name, self.n_inputs + 1, self.n_scalars, [new[e] for e in self.outputs])
-
-    def without_scalar_work(self) -> tuple[Program, Program]:
-        """(of scalars alone, of arrays and what the first one gives): what depends on scalars only is computed apart.
-
-        Used where one set of scalars serves many calls. The bits are those of this program, since what depends on
-        scalars only is computed in float64 in any case.
-        """
-        order = topological(self.outputs)
-        read = {a for e in order if not e.uniform for a in e.args} | set(self.outputs)
-        apart = [e for e in order if e.uniform and e.op != "const" and not e.is_bool and e in read]
-        new: dict[Expr, Expr] = {e: scalar_var(k) for k, e in enumerate(apart)}
-        for e in order:
-            if e not in new and not (e.uniform and e.op == "scalar"):
-                new[e] = node(e.op, *(new.get(a, a) for a in e.args)) if e.args else e
-        body = Program(self.name, self.n_inputs, len(apart), [new[e] for e in self.outputs])
-        return Program(f"{self.name}_scalars", 0, self.n_scalars, apart), body
+        return [new[e] for e in self.outputs]
 
     def depends_on(self, i: int) -> bool:
         """True if array argument `i` occurs in any output."""

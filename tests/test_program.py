@@ -177,3 +177,29 @@ def test_data_of_another_kind_is_refused(change: dict[str, Any]) -> None:
         del data[key]
         with pytest.raises(FormatError):
             Program.from_data(data)
+
+
+CONDITIONS = {
+    "on a scalar that is used again": lambda x, s, t: np.where(s > 0.5, x * t, -x * s),
+    "on a scalar that nothing else uses": lambda x, s, t: np.where(s > 0.5, x * t, -x),
+    "on what is computed of scalars": lambda x, s, t: np.where((s * t > 1.0) & (t < 9.0), x + s * t, x / (1.0 - t**s)),
+    "as a number": lambda x, s, t: x * (s > 0.5) + (t > 2.0) * t,
+    "none": lambda x, s, t: x * (s * t) + np.sqrt(t),
+    "no array": lambda x, s, t: np.where(s > t, s, t * 2.0),
+    "no scalar": lambda x, s, t: x * 2.0,
+}
+
+
+@pytest.mark.parametrize("function", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize("scalars", [(0.25, 3.0), (1.0, 1.5), (4.0, 0.5)])
+def test_scalar_work_apart_gives_the_bits_of_the_program(function: Any, scalars: tuple[float, float]) -> None:
+    program = trace(function, 1, 2)
+    first, body = program.without_scalar_work()
+    values = [np.empty(()) for _ in range(body.n_scalars)]
+    if first is not None:
+        emit.run(first, (), scalars, values)
+    x = np.linspace(-2, 2, 9, dtype=np.float32)
+    ours, theirs = np.empty_like(x), np.empty_like(x)
+    emit.run(body, [x], [value.item() for value in values], [ours])
+    emit.run(program, [x], scalars, [theirs])
+    np.testing.assert_array_equal(ours, theirs)

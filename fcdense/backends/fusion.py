@@ -114,12 +114,13 @@ def _rewritten(calls: Sequence[Call], update: Call, gradient: int, joined: Seque
     result = list(calls)
     rest = [i for i in range(len(inputs)) if i != gradient]
     first, program = arguments["program"].reordered([gradient, *rest]).without_scalar_work()
-    values = np.empty(len(first.outputs))
-    cells = tuple(values[k : k + 1].reshape(()) for k in range(len(values)))
-    given = {"program": first, "inputs": (), "scalars": scalars, "out": cells, "when": None}
-    place = result.index(joined[0])
-    result.insert(place, Call("map", given, _arrays(scalars), cells))
-    _move_up(result, place)
+    values = np.empty(program.n_scalars)
+    if first is not None:
+        cells = tuple(values[k : k + 1].reshape(()) for k in range(len(values)))
+        given = {"program": first, "inputs": (), "scalars": scalars, "out": cells, "when": None}
+        place = result.index(joined[0])
+        result.insert(place, Call("map", given, _arrays(scalars), cells))
+        _move_up(result, place)
     for call in joined:
         x_bi, dz_bo, out = (call.arguments[name] for name in ("x_bi", "dz_bo", "out"))
         parts = tuple(_part(inputs[i], update, gradient, out) for i in rest)

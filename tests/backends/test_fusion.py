@@ -64,11 +64,32 @@ def trained(
     return [p.numpy() for p in model.parameters()], run
 
 
+class Eased(fc.optim.Optimizer):
+    """Slow until its fourth step."""
+
+    slots = ("velocity",)
+
+    def rule(self, w: Any, g: Any, slots: Any, s: Any) -> tuple[Any, ...]:
+        v = 0.9 * slots[0] + g
+        return np.where(s.step > 3.0, w - s.learning_rate * v, w - s.learning_rate * s.learning_rate * v), v
+
+
+class Constant(fc.optim.Optimizer):
+    """A rule of arrays alone."""
+
+    slots = ()
+
+    def rule(self, w: Any, g: Any, slots: Any, s: Any) -> tuple[Any, ...]:
+        return (w - 0.01 * g,)
+
+
 OPTIMIZERS = {
     "sgd": lambda p: fc.optim.SGD(p, learning_rate=0.1),
     "momentum": lambda p: fc.optim.SGD(p, learning_rate=0.1, momentum=0.9),
     "adam": lambda p: fc.optim.Adam(p, learning_rate=0.01),
     "adamw": lambda p: fc.optim.AdamW(p, learning_rate=0.01, weight_decay=0.1),
+    "condition": lambda p: Eased(p, learning_rate=0.1),
+    "constant": lambda p: Constant(p, learning_rate=0.1),
     "schedule": lambda p: fc.optim.Adam(p, learning_rate=lambda step: 0.1 / (step + 1)),
 }
 
