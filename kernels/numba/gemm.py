@@ -117,18 +117,19 @@ def pack_left(a: int, a_column: int, i0: int, i1: int, k0: int, k1: int, to: int
 
 @jitted(inline="always")
 def dot_products(
-    a: int, a_row: int, b: int, b_row: int, c: int, c_row: int, rows: int, c0: int, c1: int, k: int, add: int, real: Any
-) -> None:
-    """A few rows of A times columns c0 to c1 of a flipped B, which is read once and as it lies."""
+    a: int, a_row: int, b: int, b_row: int, c: int, c_row: int,
+    rows: int, columns: int, depth: int, accumulate: int, real: Any,
+) -> None:  # fmt: skip
+    """A few rows of A times a flipped B, which is read once and as it lies."""
     size = itemsize(real)
     for i in range(0, rows, 2):
         some = min(2, rows - i)
-        j = c0
-        while j < c1:
-            columns = DOTS if j + DOTS <= c1 else 1
+        j = 0
+        while j < columns:
+            beside = DOTS if j + DOTS <= columns else 1
             left, right, target = a + i * a_row * size, b + j * b_row * size, c + (i * c_row + j) * size
-            dots(some, columns, left, a_row, right, b_row, target, c_row, k, add, real)
-            j += columns
+            dots(some, beside, left, a_row, right, b_row, target, c_row, depth, accumulate, real)
+            j += beside
 
 
 @jitted(fastmath={"contract"})
@@ -185,21 +186,14 @@ def row_products(
 
 
 @jitted()
-def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
-    """This share: some columns of C, or some rows."""
+def blocks(args: int, r0: int, r1: int, c0: int, c1: int, left: int, real: Any) -> None:
+    """Rows r0 to r1 of columns c0 to c1 in blocks that stay in the cache; `left` is this thread's scratch memory."""
     size, width = itemsize(real), VECTORS * lanes(real)
-    r0, r1, c0, c1 = 0, load(np.int64, args, M), 0, load(np.int64, args, N)
-    if load(np.int64, args, BY_COLUMNS):
-        c0, c1 = cut(c1, lanes(real), share, shares)
-    else:
-        r0, r1 = cut(r1, ROW_UNIT, share, shares)
     depth = load(np.int64, args, K)
     a, a_row, a_column = load(np.int64, args, A), load(np.int64, args, A_ROW), load(np.int64, args, A_COLUMN)
     b, b_row, flipped = load(np.int64, args, B), load(np.int64, args, B_ROW), load(np.int64, args, B_FLIPPED)
     c, c_row, accumulate = load(np.int64, args, C), load(np.int64, args, C_ROW), load(np.int64, args, ACCUMULATE)
-    tile, tile_args, sums = load(np.int64, args, TILE), load(np.int64, args, TILE_ARGS), load(np.int64, args, SUMS)
-    descriptor = load(np.int64, args, SPACE)
-    left = load(np.int64, descriptor, 0) + thread * load(np.int64, descriptor, 1)
+    tile, tile_args = load(np.int64, args, TILE), load(np.int64, args, TILE_ARGS)
     right = left + LEFT_ROW * KC * size
     block = right + depth * (min(c1 - c0, max(NC, WIDE // (depth * size))) + width) * size
     consumed = c == 0
@@ -216,42 +210,6 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
         if depth >= 2 * KC and r1 - r0 <= mc:
             nc = 2 * NC
     pack_late = r1 - r0 <= mc  # one block of rows: what was packed is used up at once, and stays in the L2 cache
-    if sums != 0:
-        for j in range(c0, c1):
-            store(real, sums, j, real(0.0))
-    if flipped != 0 and load(np.int64, args, M) <= FEW_DOTS and a_column == 1:
-        dot_products(
-            a + r0 * a_row * size,
-            a_row,
-            b,
-            b_row,
-            c + r0 * c_row * size,
-            c_row,
-            r1 - r0,
-            c0,
-            c1,
-            depth,
-            accumulate,
-            real,
-        )
-        if tile != 0 and r1 > r0 and c1 > c0:
-            call_tile(tile, tile_args, c + (r0 * c_row + c0) * size, c_row, r0, r1, c0, c1)
-        return
-    if (
-        flipped == 0
-        and load(np.int64, args, M) <= FEW_DOTS
-        and depth * b_row * size >= FAR
-        and (r1 - r0) * (c1 - c0) <= LEFT_ROW * KC
-        and not consumed
-    ):
-        start, target = a + r0 * a_row * size, c + (r0 * c_row + c0) * size
-        few, columns = r1 - r0, c1 - c0
-        row_products(
-            start, a_row, a_column, b + c0 * size, b_row, target, c_row, few, columns, depth, accumulate, left, real
-        )
-        if tile != 0 and few > 0 and columns > 0:
-            call_tile(tile, tile_args, target, c_row, r0, r1, c0, c1)
-        return
     for j0 in range(c0, c1, nc):
         j1 = min(j0 + nc, c1)
         padded = (j1 - j0 + width - 1) // width * width
@@ -302,3 +260,36 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
                         i += rows
             if tile != 0:
                 call_tile(tile, tile_args, c + (i0 * c_row + j0) * size, c_row, i0, i1, j0, j1)
+
+
+@jitted()
+def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
+    """This share: some columns of C, or some rows."""
+    size = itemsize(real)
+    r0, r1, c0, c1 = 0, load(np.int64, args, M), 0, load(np.int64, args, N)
+    few = r1 <= FEW_DOTS
+    if load(np.int64, args, BY_COLUMNS):
+        c0, c1 = cut(c1, lanes(real), share, shares)
+    else:
+        r0, r1 = cut(r1, ROW_UNIT, share, shares)
+    rows, columns, depth = r1 - r0, c1 - c0, load(np.int64, args, K)
+    a_row, a_column = load(np.int64, args, A_ROW), load(np.int64, args, A_COLUMN)
+    b, b_row, flipped = load(np.int64, args, B), load(np.int64, args, B_ROW), load(np.int64, args, B_FLIPPED)
+    c, c_row, accumulate = load(np.int64, args, C), load(np.int64, args, C_ROW), load(np.int64, args, ACCUMULATE)
+    tile, tile_args, sums = load(np.int64, args, TILE), load(np.int64, args, TILE_ARGS), load(np.int64, args, SUMS)
+    scratch = load(np.int64, args, SPACE)
+    left = load(np.int64, scratch, 0) + thread * load(np.int64, scratch, 1)
+    if sums != 0:
+        for j in range(c0, c1):
+            store(real, sums, j, real(0.0))
+    a, target = load(np.int64, args, A) + r0 * a_row * size, c + (r0 * c_row + c0) * size
+    if few and flipped != 0 and a_column == 1:
+        dot_products(a, a_row, b + c0 * b_row * size, b_row, target, c_row, rows, columns, depth, accumulate, real)
+    elif few and flipped == 0 and c != 0 and depth * b_row * size >= FAR and rows * columns <= LEFT_ROW * KC:
+        b += c0 * size
+        row_products(a, a_row, a_column, b, b_row, target, c_row, rows, columns, depth, accumulate, left, real)
+    else:
+        blocks(args, r0, r1, c0, c1, left, real)
+        return
+    if tile != 0 and rows > 0 and columns > 0:
+        call_tile(tile, tile_args, target, c_row, r0, r1, c0, c1)

@@ -6,7 +6,7 @@ Every function here is a Numba intrinsic that writes its instructions with llvml
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -146,6 +146,27 @@ def _product(module: ir.Module, number: Any, rows: int, vectors: int) -> ir.Func
     return f.function
 
 
+def _choose(
+    builder: ir.IRBuilder,
+    sizes: Sequence[Any],
+    first: Iterable[int],
+    second: Collection[int],
+    call: Callable[..., None],
+) -> None:
+    """Of the calls that `call(i, j)` writes, one for each pair, the one of the `sizes` at run time is made, or none."""
+    end = builder.append_basic_block("chosen")
+    stride = max(second) + 1
+    switch = builder.switch(builder.add(builder.mul(sizes[0], I64(stride)), sizes[1]), end)
+    for i in first:
+        for j in second:
+            block = builder.append_basic_block(f"choice_{i}x{j}")
+            switch.add_case(I64(i * stride + j), block)
+            with builder.goto_block(block):
+                call(i, j)
+                builder.branch(end)
+    builder.position_at_end(end)
+
+
 @intrinsic
 def product(
     typing: Any,
@@ -170,17 +191,10 @@ def product(
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
-        end = builder.append_basic_block("product_end")
-        choice = builder.add(builder.mul(args[0], I64(VECTORS + 1)), args[1])
-        switch = builder.switch(choice, end)
-        for r in range(1, ROWS + 1):
-            for v in range(1, VECTORS + 1):
-                block = builder.append_basic_block(f"product_{r}x{v}")
-                switch.add_case(I64(r * (VECTORS + 1) + v), block)
-                with builder.goto_block(block):
-                    builder.call(_product(builder.module, real.dtype, r, v), args[2:-1])
-                    builder.branch(end)
-        builder.position_at_end(end)
+        def call(r: int, v: int) -> None:
+            builder.call(_product(builder.module, real.dtype, r, v), args[2:-1])
+
+        _choose(builder, args[:2], range(1, ROWS + 1), range(1, VECTORS + 1), call)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12, real), generate
@@ -253,16 +267,10 @@ def dots(
     """c[i, j] = or += sum over k of a[i, k] b[j, k], for 1 or 2 rows and 1 or DOTS columns."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
-        end = builder.append_basic_block("dots_end")
-        switch = builder.switch(builder.add(builder.mul(args[0], I64(DOTS + 1)), args[1]), end)
-        for r in (1, 2):
-            for n in (1, DOTS):
-                block = builder.append_basic_block(f"dots_{r}x{n}")
-                switch.add_case(I64(r * (DOTS + 1) + n), block)
-                with builder.goto_block(block):
-                    builder.call(_dots(builder.module, real.dtype, r, n), args[2:-1])
-                    builder.branch(end)
-        builder.position_at_end(end)
+        def call(r: int, n: int) -> None:
+            builder.call(_dots(builder.module, real.dtype, r, n), args[2:-1])
+
+        _choose(builder, args[:2], (1, 2), (1, DOTS), call)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 10, real), generate
