@@ -214,11 +214,11 @@ def squareplus(x: Any) -> Any:
 
 @_builtin()
 def gelu(x: Any) -> Any:
-    """f(x) = x Phi(x) = x (1 + erf(x / sqrt(2))) / 2.
+    """f(x) = x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, with Phi = `fcdense.math.ndtr`.
 
     Source: D. Hendrycks, K. Gimpel (2016), Gaussian error linear units, equation in section 2.
     """
-    return x * (0.5 + 0.5 * math.erf(x * sqrt(0.5)))
+    return x * math.ndtr(x)
 
 
 _TANH_1 = 2.0 * sqrt(2.0 / pi)

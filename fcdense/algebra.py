@@ -203,6 +203,17 @@ def erf(a: object) -> Expr:
     return node("erf", as_float(a))
 
 
+def gaussian(a: object) -> Expr:
+    """exp(-a^2 / 2)."""
+    a = as_float(a)
+    return exp(multiply(multiply(a, a), -0.5))
+
+
+def ndtr(a: object) -> Expr:
+    """Standard normal distribution function."""
+    return node("ndtr", as_float(a))
+
+
 def sigmoid(a: object) -> Expr:
     """1 / (1 + exp(-a))."""
     return node("sigmoid", as_float(a))
@@ -330,6 +341,7 @@ BUILD: dict[str, Callable[..., Expr]] = {
     "arctan": arctan,
     "hypot": hypot,
     "erf": erf,
+    "ndtr": ndtr,
     "sigmoid": sigmoid,
     "softplus": softplus,
     "maximum": maximum,

@@ -122,6 +122,7 @@ RULES: dict[str, Callable[..., Expr]] = {
     "arctan": lambda y, a, da: divide(da, add(multiply(a, a), 1.0)),
     "hypot": lambda y, a, b, da, db: add(_times(da, divide(a, y)), _times(db, divide(b, y))),
     "erf": lambda y, a, da: _times(da, multiply(algebra.exp(negative(multiply(a, a))), 2.0 / math.sqrt(math.pi))),
+    "ndtr": lambda y, a, da: _times(da, multiply(algebra.gaussian(a), 1.0 / math.sqrt(2.0 * math.pi))),
     "sigmoid": lambda y, a, da: _times(da, multiply(y, algebra.subtract(1.0, y))),
     "softplus": lambda y, a, da: _times(da, algebra.sigmoid(a)),
     "maximum": _extremum(lambda a, b: algebra.compare("greater", a, b)),
@@ -189,6 +190,7 @@ def _sigmoid(x: Array) -> Array:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{op: getattr(np, op) for op in ARITY if hasattr(np, op)},
     "erf": np.vectorize(math.erf, otypes=[float]),
+    "ndtr": np.vectorize(lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5)), otypes=[float]),
     "sigmoid": _sigmoid,
     "softplus": lambda x: np.logaddexp(0.0, x),
     "indicator": lambda c: np.where(c, 1.0, 0.0),

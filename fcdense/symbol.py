@@ -21,7 +21,7 @@ from fcdense.errors import TraceError
 ARITY: dict[str, int] = {
     **dict.fromkeys(("const", "array", "scalar"), 0),
     **dict.fromkeys(("negative", "absolute", "sign", "exp", "expm1", "log", "log1p", "sqrt"), 1),
-    **dict.fromkeys(("tanh", "sinh", "cosh", "sin", "cos", "arctan", "erf", "sigmoid", "softplus"), 1),
+    **dict.fromkeys(("tanh", "sinh", "cosh", "sin", "cos", "arctan", "erf", "ndtr", "sigmoid", "softplus"), 1),
     **dict.fromkeys(("add", "subtract", "multiply", "divide", "power", "hypot", "maximum", "minimum"), 2),
     **dict.fromkeys(("greater", "greater_equal", "equal", "not_equal", "logical_and", "logical_or"), 2),
     "logical_not": 1,

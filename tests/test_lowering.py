@@ -17,13 +17,14 @@ from fcdense.symbol import topological
 
 X = array_var(0)
 ERF = trace(algebra.erf, 1, name="erf")
+NDTR = trace(algebra.ndtr, 1, name="ndtr")
 
 
 def test_no_composite_function_is_left() -> None:
-    exprs = [algebra.erf(X), algebra.sigmoid(X), algebra.softplus(np.sign(X))]
+    exprs = [algebra.erf(X), algebra.ndtr(X), algebra.sigmoid(X), algebra.softplus(np.sign(X))]
     for dtype in (np.float32, np.float64):
         left = {e.op for e in topological(lower(exprs, np.dtype(dtype)))}
-        assert not left & {"erf", "sigmoid", "softplus", "sign"}
+        assert not left & {"erf", "ndtr", "sigmoid", "softplus", "sign"}
 
 
 def test_erf_in_float32() -> None:
@@ -49,6 +50,35 @@ def test_erf_is_odd_and_has_its_limits(dtype: type) -> None:
     np.testing.assert_array_equal(emit.apply(ERF, -x), -emit.apply(ERF, x))
     np.testing.assert_array_equal(emit.apply(ERF, x)[[0, 3, 4, 5]], [0.0, 1.0, 1.0, np.nan])
     assert np.signbit(emit.apply(ERF, -x[:1]))[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ndtr(dtype: type) -> None:
+    reach = 12.5 if dtype == np.float32 else 37.0  # beyond it, results are denormal
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-reach, 9, 4000), rng.uniform(-3, 3, 1000), np.geomspace(1e-30, 1, 50), [0.0]])
+    x = x.astype(dtype)
+    given = emit.apply(NDTR, x)
+    with mpmath.workdps(40):
+        true = [mpmath.ncdf(mpmath.mpf(float(v))) for v in x]
+        error = [
+            float(abs(mpmath.mpf(float(g)) - t)) / np.spacing(dtype(float(t))) for g, t in zip(given, true, strict=True)
+        ]
+    bound = np.where(x < 0, 4.0 + x.astype(np.float64) ** 2 / 2, 3.0)
+    assert (np.array(error) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ndtr_has_its_limits(dtype: type) -> None:
+    x = np.array([-np.inf, -1e30, -45.0, 0.0, 10.0, 1e30, np.inf, np.nan], dtype)
+    np.testing.assert_array_equal(emit.apply(NDTR, x), [0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0, np.nan])
+
+
+def test_gelu_and_its_derivative_share_their_exponential() -> None:
+    gelu = trace(lambda x: x * algebra.ndtr(x), 1)
+    for dtype in (np.float32, np.float64):
+        both = lower([*gelu.outputs, *gelu.derivative().outputs], np.dtype(dtype))
+        assert [e.op for e in topological(both)].count("exp") == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -91,7 +121,7 @@ def test_choices_are_exact(dtype: type, fn: Any) -> None:
     np.testing.assert_array_equal(np.signbit(given)[:-1], np.signbit(expected)[:-1])
 
 
-@pytest.mark.parametrize("fn", [algebra.sigmoid, algebra.softplus, algebra.erf])
+@pytest.mark.parametrize("fn", [algebra.sigmoid, algebra.softplus, algebra.erf, algebra.ndtr])
 def test_against_evaluation(fn: Any) -> None:
     x = np.linspace(-800, 800, 100_001)
     program: Program = trace(fn, 1)

@@ -14,6 +14,7 @@ from fcdense.program import Program, trace
 
 EXACT: dict[str, Any] = {
     "erf": mpmath.erf,
+    "ndtr": mpmath.ncdf,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
     "softplus": lambda x: mpmath.log1p(mpmath.exp(x)),
     "log_sigmoid": lambda x: -mpmath.log1p(mpmath.exp(-x)),
@@ -44,7 +45,7 @@ def test_accuracy(name: str, dtype: type) -> None:
 @each
 def test_relative_accuracy_of_small_results(name: str) -> None:
     """Where absolute error would say nothing: exp(-30) and the like."""
-    x = {"erf": 1e-20, "sigmoid": -30.0, "softplus": -30.0, "log_sigmoid": 30.0, "logit": 1e-300}[name]
+    x = {"erf": 1e-20, "ndtr": -7.0, "sigmoid": -30.0, "softplus": -30.0, "log_sigmoid": 30.0, "logit": 1e-300}[name]
     assert getattr(math, name)(x) == pytest.approx(float(EXACT[name](mpmath.mpf(x))), rel=1e-14)
 
 
@@ -52,6 +53,7 @@ def test_limits() -> None:
     inf, nan = np.inf, np.nan
     x = np.array([-inf, -1e300, 1e300, inf, nan])
     np.testing.assert_array_equal(math.erf(x), [-1, -1, 1, 1, nan])
+    np.testing.assert_array_equal(math.ndtr(x), [0, 0, 1, 1, nan])
     np.testing.assert_array_equal(math.sigmoid(x), [0, 0, 1, 1, nan])
     np.testing.assert_array_equal(math.softplus(x), [0, 0, 1e300, inf, nan])
     np.testing.assert_array_equal(math.log_sigmoid(x), [-inf, -1e300, 0, 0, nan])

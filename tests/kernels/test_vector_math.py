@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fcdense import loops
-from fcdense.math import erf, sigmoid, softplus
+from fcdense.math import erf, ndtr, sigmoid, softplus
 from fcdense.program import trace
 from tests.kernels.tiles import apply, kernel_code, tile
 
@@ -73,6 +73,16 @@ def test_within_the_stated_bound(name: str, dtype: str, rng: np.random.Generator
             else:
                 worst = max(worst, units(b, exact(mpmath.mpf(a)), dtype))
     assert worst <= bound
+
+
+@dtypes
+def test_normal_distribution_within_the_stated_bound(dtype: str, rng: np.random.Generator) -> None:
+    x = samples(dtype, rng)
+    (y,) = apply(trace(ndtr, 1, name="ndtr"), x)
+    with mpmath.workprec(200):
+        for a, b in zip(x.tolist(), y.tolist(), strict=True):
+            exact = mpmath.ncdf(min(max(a, -50.0), 50.0))  # beyond them it rounds to 0 and 1
+            assert units(b, exact, dtype) <= (4 + a * a / 2 if a < 0 else 3)
 
 
 @each
