@@ -29,6 +29,7 @@ from fcdense.checkpoint import load, save
 from fcdense.explain import explain
 from fcdense.gradients import grad, gradcheck
 from fcdense.history import History
+from fcdense.inference import predict
 from fcdense.ops import clip, concatenate, log_softmax, logsumexp, softmax, stack, where
 from fcdense.parameter import Parameter
 from fcdense.random import manual_seed
@@ -72,6 +73,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "predict",
     "regularizers",
     "save",
     "softmax",

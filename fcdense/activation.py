@@ -268,7 +268,7 @@ def activation(
     TraceError
         If a function does something that cannot be traced.
     ArgumentError
-        If the name is taken; if f' is not finite where f is, or differs from central differences of f.
+        If the name is that of a built-in one; if f' is not finite where f is, or differs from central differences of f.
 
     Examples
     --------

@@ -179,18 +179,18 @@ class Workspace:
         if array.nbytes >= self.smallest:
             self._held += array.nbytes
             if self._held > self._capacity:
-                self._release()
+                self.release(self._capacity)
             self._pool.setdefault(key, Shelf()).arrays.append(array)
             self._pool.move_to_end(key)
         return array
 
-    def _release(self) -> None:
-        """Let go of idle arrays, the longest known shapes first, until the pool is within its capacity."""
+    def release(self, keep: int = 0) -> None:
+        """Let go of idle arrays, the longest known shapes first, until the pool holds at most `keep` bytes."""
         for key, shelf in list(self._pool.items()):
             arrays = shelf.arrays
             for index in range(len(arrays) - 1, -1, -1):
                 array = arrays[index]
-                if self._held > self._capacity and _references(array) in _IDLE:
+                if self._held > keep and _references(array) in _IDLE:
                     del arrays[index]
                     self._held -= array.nbytes
             if not arrays:

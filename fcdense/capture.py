@@ -25,7 +25,9 @@ MAX_VARIANTS = 8
 
 
 def capture(step: Callable[..., Any]) -> Captured:
-    """Record one step of training or inference, and replay it: the same bits, without Python between the primitives.
+    """Record one step of training or inference, and replay it: the same bits, without the step's Python.
+
+    With compiled kernels no Python runs between two primitives either, where all of them have one.
 
     Also a decorator. The first call runs the step as ever. The second one records it, twice and without computing
     anything: the recordings have to be alike, else something of the step comes from Python and changes. From then on
@@ -44,7 +46,8 @@ def capture(step: Callable[..., Any]) -> Captured:
     Raises
     ------
     CaptureError
-        From the second call on: values are read on the host (``.item()``, ``if loss < 1:``), a tensor is made from an
+        At the first call: an argument is none of these, a parameter or part of a graph, or the same array twice. From
+        the second call on: values are read on the host (``.item()``, ``if loss < 1:``), a tensor is made from an
         array of the host, a number differs between the recordings, arguments have other shapes than those before, or
         parameters have moved. A call that raises has changed nothing.
 
@@ -59,9 +62,9 @@ def capture(step: Callable[..., Any]) -> Captured:
     fixed buffers as well: the next call overwrites them. A captured step belongs to one thread.
 
     The two recordings are compared instead of the numbers of a replay and an eager step: that needs no copy of the
-    state, and it tells what differs. The values of targets are
-    looked at in the first call only; later, class numbers out of range make the loss NaN, and what is updated from it:
-    ``optimizer.step(check_finite=loss)`` leaves everything as it was.
+    state, and it tells what differs. A number that Python changes only later keeps its old value. The values of targets
+    are looked at in the first call only; later, class numbers out of range make the loss NaN, and what is updated from
+    it: ``optimizer.step(check_finite=loss)`` leaves everything as it was.
 
     Examples
     --------
@@ -297,13 +300,16 @@ class Variant:
         # What the first recording changed of the modules is how the second one found them: both gave these calls.
         self._models = [list(attempt.witness.modules.values()) for attempt in (first, second)]
         parameters = [p for snapshot in self._models[0] for p in snapshot.root.parameters()]
-        self._places = [(tensor, tensor.array) for tensor in dict.fromkeys([*witness.leaves, *parameters])]
+        self._uses = [(tensor, tensor.requires_grad) for tensor in witness.uses]
+        used = dict.fromkeys([*witness.leaves, *witness.uses, *parameters])
+        self._places = [(tensor, tensor.array) for tensor in used]
         self._found = [(leaf, witness.leaves[leaf]) for leaf in witness.depends]
         # Who adds to a gradient at the next call, or has it in hand, reads it; else the update may be its last use.
         readers = {leaf for leaf in witness.depends if second.gradients[leaf] is True} | witness.reads
         kept = [leaf.gradient_array for leaf in readers if isinstance(leaf, Parameter)]
         kept += [tensor.array for tensor in tensors_of(self.result)]
         self.replay: Replay = made.backend.replay(self.calls, [array for array in kept if array is not None])
+        made.backend.workspace.release()  # the buffers of eager steps: a replay has its own
         self._inputs = inputs
         targets = [port.tensor.array for port in inputs.ports]
         is_host = all(isinstance(array, np.ndarray) for array in targets)
@@ -337,6 +343,8 @@ class Variant:
                 any(before.difference(after) for before, after in zip(model, now, strict=True))
                 for model in self._models
             ):
+                return False
+            if any(tensor.requires_grad is not needed for tensor, needed in self._uses):
                 return False
             self.settings = changes.settings.number
         return all(leaf.gradient_state is state for leaf, state in self._found)

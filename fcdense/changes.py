@@ -7,7 +7,7 @@ happened; the `Witness` of a recording notes what the step itself does to gradie
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fcdense.arena import Version
@@ -39,6 +39,8 @@ class Witness:
         How often each version was raised.
     modules : dict
         The outermost modules that were called, with what `describe` said before the first call.
+    uses : dict
+        The leaves that may move and that operations took.
     unchecked : bool
         Whether a loss took a target whose values it could not look at.
     """
@@ -48,6 +50,7 @@ class Witness:
         self.depends: list[Any] = []
         self.reads: set[Any] = set()
         self.versions: dict[Version, int] = {}
+        self.uses: dict[Any, None] = {}
         self.modules: dict[Any, Any] = {}
         self.unchecked = False
         self._describe = describe
@@ -59,6 +62,11 @@ class Witness:
             self.leaves[leaf] = leaf.gradient_state
             if not forgets:
                 self.depends.append(leaf)
+
+    def use(self, tensors: Iterable[Any]) -> None:
+        """An operation takes these tensors."""
+        if threading.get_ident() == self._thread:
+            self.uses.update(dict.fromkeys(tensor for tensor in tensors if tensor.moves))
 
     def module(self, module: Any) -> None:
         """`module` is called, and no other one around it."""
@@ -80,6 +88,12 @@ class Witness:
 
 witness: Witness | None = None
 """That of the recording under way, if there is one."""
+
+
+def note_use(tensors: Iterable[Any]) -> None:
+    """An operation takes these tensors: tell the witness, if there is one."""
+    if witness is not None:
+        witness.use(tensors)
 
 
 def observe(watching: Witness | None) -> None:

@@ -78,7 +78,9 @@ def _parser() -> Parser:
 
     train = commands.add_parser("train", help="train a network on a data set or a file")
     train.add_argument("data", help="digits, mnist, fashion-mnist, FILE.csv or FILE.npz")
-    train.add_argument("--layers", type=_layers, help="units of the hidden layers: 512,512; '' for none (128,64)")
+    train.add_argument(
+        "--layers", type=_layers, help="units of the hidden layers: 512,512; '' for none (128,64; more for images)"
+    )
     train.add_argument("--activation", default="relu", help="of the hidden layers (relu)")
     train.add_argument("--dropout", type=float, default=0.0, help="rate after each hidden layer (0)")
     train.add_argument("--optimizer", default="adam", help="sgd, adam, adamw or rmsprop (adam)")

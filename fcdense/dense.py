@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from fcdense import activations, operations, tape
+from fcdense import activations, changes, operations, tape
 from fcdense.activation import Activation
 from fcdense.arena import Array
 from fcdense.backends.base import Backend, Mode
@@ -49,6 +49,7 @@ def dense(x: Tensor, w: Tensor, b: Tensor | None = None, activation: Activation 
     inputs = (x, w) if b is None else (x, w, b)
     for other in inputs[1:]:
         _check_alike(x, other, "kernel" if other is w else "bias")
+    changes.note_use(inputs)
     backend, dtype = x.device.backend, x_bi.dtype
     recorded = tape.needs_grad(inputs)
     x_bi = _rows(backend, x_bi)

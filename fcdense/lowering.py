@@ -31,10 +31,12 @@ def lower(exprs: Sequence[Expr], dtype: np.dtype[Any]) -> tuple[Expr, ...]:
 
     Results are built node by node, since the rules of `algebra.py` would turn 1/(1 + exp(-v)) back into sigmoid(v).
     """
-    rules = _RULES | (_FLOAT32_RULES if dtype == np.float32 else _FLOAT64_RULES)
+    wide = _RULES | _FLOAT64_RULES
+    narrow = _RULES | _FLOAT32_RULES if dtype == np.float32 else wide
     new: dict[Expr, Expr] = {}
     for e in topological(exprs):
         args = tuple(new[a] for a in e.args)
+        rules = wide if e.uniform else narrow  # what depends on scalars alone is computed in float64
         if e.op in rules:
             new[e] = rules[e.op](*args)
         else:

@@ -44,7 +44,7 @@ def elementwise(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def erf(x: Any) -> Any:
     """Error function, erf(x) = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x.
 
-    Within 2 units in the last place (float32, float64). erf(+-inf) = +-1, NaN stays NaN.
+    Within 2 units in the last place in float32, 3 in float64. erf(+-inf) = +-1, NaN stays NaN.
 
     Source: W. J. Cody (1969), Math. Comp. 23, 631 (float64); N. Juffa (2018), minimax fits for float32.
     """

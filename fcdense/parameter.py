@@ -45,6 +45,7 @@ class Parameter(Tensor):
     """
 
     __slots__ = ("_gradient_array", "_written", "arena", "constraint", "decay", "index", "name", "regularizer")
+    moves = True
 
     def __init__(
         self,

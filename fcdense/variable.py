@@ -25,6 +25,8 @@ class Variable:
     """What every tensor is: state, gradient, and `apply`, through which every operation passes."""
 
     __slots__ = ("__weakref__", "_gradient", "_requires_grad", "array", "device", "node", "version")
+    moves: bool = False
+    """Whether the values may come to lie elsewhere."""
 
     def __init__(
         self, array: Array, on: Device, *, requires_grad: bool = False, version: Version | None = None
@@ -120,6 +122,7 @@ class Variable:
     def apply(operation: Operation, *inputs: V) -> V:
         """Compute `operation` on tensors of one device, and record it when a gradient will be needed."""
         operands = _aligned(operation, inputs)
+        changes.note_use(operands)
         first = operands[0]
         array = operation.forward(first.device.backend, [x.array for x in operands])
         out: V = first.derived(array, first.version if operation.is_view else None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcdense import emit
+from fcdense import algebra, emit
 from fcdense.errors import ArgumentError, FormatError, TraceError
 from fcdense.expression import array_var, const, scalar_var
 from fcdense.program import Program, trace
@@ -184,6 +184,7 @@ CONDITIONS = {
     "on a scalar that nothing else uses": lambda x, s, t: np.where(s > 0.5, x * t, -x),
     "on what is computed of scalars": lambda x, s, t: np.where((s * t > 1.0) & (t < 9.0), x + s * t, x / (1.0 - t**s)),
     "as a number": lambda x, s, t: x * (s > 0.5) + (t > 2.0) * t,
+    "error functions of scalars": lambda x, s, t: x * algebra.erf(s) + algebra.ndtr(t * 0.1),
     "none": lambda x, s, t: x * (s * t) + np.sqrt(t),
     "no array": lambda x, s, t: np.where(s > t, s, t * 2.0),
     "no scalar": lambda x, s, t: x * 2.0,

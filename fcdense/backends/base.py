@@ -105,11 +105,14 @@ class Backend(ABC):
     """One implementation of all primitives on one kind of device."""
 
     name: str
-    is_recording: bool = False
-    """Whether calls are noted and not made, so that nothing can be read: on a backend that serves one recording."""
 
     def __init__(self) -> None:
         self._local = threading.local()
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether calls of this thread are noted and not made, so that nothing can be read."""
+        return False
 
     @property
     def workspace(self) -> Workspace:
@@ -149,6 +152,13 @@ class Backend(ABC):
         A recording backend overrides it; called where `is_recording` holds.
         """
         raise ContractError(f"{self.name} does not record, so there is no recording that {participant!r} could join.")
+
+    def hold_back(self, arrays: Sequence[Array], reason: str) -> None:
+        """Refuse, for this reason, whatever else the step that is recorded does with `arrays`.
+
+        A recording backend overrides it; called where `is_recording` holds.
+        """
+        raise ContractError(f"{self.name} does not record, so there is no recording that could refuse anything.")
 
     @property
     def implementation(self) -> str:

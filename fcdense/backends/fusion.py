@@ -28,10 +28,12 @@ class Update(NamedTuple):
     scalars: Any
 
 
-def consume_gradients(calls: Sequence[Call], kept: Sequence[Array] = ()) -> tuple[list[Call], list[Array]]:
+def consume_gradients(
+    calls: Sequence[Call], kept: Sequence[Array], is_served: Callable[[Call], bool]
+) -> tuple[list[Call], list[Array]]:
     """The calls with weight gradients and their updates joined, and the gradients that are no longer written.
 
-    `kept` are gradients that somebody reads after the calls.
+    `kept` are gradients that somebody reads after the calls; those that are not served stay as they are.
     """
     result = list(calls)
     consumed: list[Array] = []
@@ -44,6 +46,7 @@ def consume_gradients(calls: Sequence[Call], kept: Sequence[Array] = ()) -> tupl
             call
             for call in result
             if call.primitive == "dense_grad_weight"
+            and is_served(call)
             and _joins(call, update, gradient, result)
             and not any(overlap(call.arguments["out"], array) for array in kept)
         ]
@@ -62,7 +65,8 @@ def join_passes(calls: Sequence[Call], is_served: Callable[[Call], bool]) -> lis
         for i in reversed(range(place)):
             call = result[i]
             if call.primitive == "dense_grad_input" and _same(call.arguments["w_io"], weight):
-                if not is_served(call):
+                needs = any(overlap(a, b) for a in call.writes for b in update.reads)
+                if needs or not is_served(call):
                     break
                 given = {"grad_input": call.arguments, "updated": update.arguments}
                 reads, writes = (*call.reads, *update.reads), (*call.writes, *update.writes)
@@ -79,7 +83,13 @@ def _gradient_operand(update: Call, calls: Sequence[Call]) -> int | None:
     arguments = update.arguments
     inputs, outs = arguments["inputs"], arguments["out"]
     flat = all(a.ndim == 1 and a.flags.c_contiguous and a.shape == outs[0].shape for a in (*inputs, *outs))
-    if not flat or arguments["when"] is not None or not loops.supports(arguments["program"], outs[0].dtype):
+    in_place = all(any(_same(array, out) for array in inputs) for out in outs)
+    if (
+        not flat
+        or not in_place
+        or arguments["when"] is not None
+        or not loops.supports(arguments["program"], outs[0].dtype)
+    ):
         return None
     gradients = [call.arguments["out"] for call in calls if call.primitive == "dense_grad_weight"]
     for i, array in enumerate(inputs):

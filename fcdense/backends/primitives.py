@@ -37,6 +37,7 @@ from fcdense.backends.instructions import (
 )
 from fcdense.kernels.numba import gemm, rows, sums
 from fcdense.kernels.numba.pool import address
+from fcdense.kernels.numba.simd import VECTOR_BYTES
 from fcdense.kernels.numba.spread import ROW_UNIT
 from fcdense.program import Program, trace
 
@@ -117,10 +118,14 @@ def updated_weight(x_bi: Array, dz_bo: Array, update: Update) -> list[Instructio
 def passed_weight(grad_input: Mapping[str, Any], updated: Mapping[str, Any]) -> list[Instruction]:
     """`fusion.join_passes`: rows of the kernel serve the input gradient, and are updated while they are near."""
     before, out = dense_grad_input(**grad_input) or [], grad_input["out"]
-    if len(out) > gemm.FEW_DOTS or grad_input["dz_bo"].nbytes > gemm.NEAR or not by_columns(out.shape, out.itemsize):
+    features, line = out.shape[1], VECTOR_BYTES // out.itemsize
+    units = -(-features // ROW_UNIT)
+    # The product is cut in vectors of its columns, the update in units of the kernel's rows: the same places?
+    alike = features >= 2 * ROW_UNIT and -(-features // line) == units * ROW_UNIT // line
+    few = len(out) <= gemm.FEW_DOTS and grad_input["dz_bo"].nbytes <= gemm.NEAR
+    if not alike or not few or not by_columns(out.shape, out.itemsize):
         return [*before, *updated_weight(**updated)]
     first, *rest = before
-    units = -(-out.shape[1] // ROW_UNIT)
     return [alternating([first, *updated_weight(**updated)], units), *rest]
 
 

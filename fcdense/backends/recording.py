@@ -12,7 +12,7 @@ import inspect
 import threading
 import weakref
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from fcdense.backends import known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
 from fcdense.backends.replay import Call
+from fcdense.backends.spans import overlap
 from fcdense.errors import CaptureError
 
 
@@ -108,6 +109,7 @@ class Recording:
         self.backend: Backend | None = None
         self.calls: list[Noted] = []
         self.participants: dict[Replayed, None] = {}
+        self.held: list[tuple[Array, str]] = []
         self._temporaries: list[Temporary] = []
         self._alive: dict[int, Temporary] = {}
         self._starts: list[int] = []
@@ -163,6 +165,9 @@ class Recording:
     def operand(self, array: Array) -> Operand:
         """Where `array` lies."""
         start, form = address(array), (array.shape, array.strides, array.dtype)
+        for held, reason in self.held:
+            if overlap(array, held):
+                raise CaptureError(reason)
         if not array.nbytes:
             return Operand(0, *form, None, array)
         if start in self._constants:
@@ -279,17 +284,22 @@ def _located(value: Any, memory: Mapping[int, tuple[Array, int]]) -> Any:
 class RecordingBackend(Backend):
     """Stands in for `inner` while a step is recorded by this thread."""
 
-    is_recording = True
-
     def __init__(self, inner: Backend, recording: Recording) -> None:
         super().__init__()
         self.inner = inner
         self.name = inner.name
         self._recording = recording
 
+    @property
+    def is_recording(self) -> bool:
+        return self._recording.is_here
+
     def join(self, participant: Replayed) -> None:
         if self._recording.is_here:
             self._recording.participants[participant] = None
+
+    def hold_back(self, arrays: Sequence[Array], reason: str) -> None:
+        self._recording.held += [(array, reason) for array in arrays]
 
     @property
     def workspace(self) -> Workspace:

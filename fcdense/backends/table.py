@@ -11,6 +11,7 @@ import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends import primitives, rounds
+from fcdense.backends.arguments import Argument
 from fcdense.backends.cpu import CpuBackend
 from fcdense.backends.fusion import consume_gradients, join_passes
 from fcdense.backends.replay import Call, Feed, Keep, Replay
@@ -69,8 +70,8 @@ class NativeReplay(Replay):
     def __init__(self, backend: CpuBackend, calls: Sequence[Call], kept: Sequence[Array] = ()) -> None:
         served: dict[Call, str] = {}
         self._kept = kept
-        self._arguments: list[rounds.Argument] = []
-        rewritten, self.consumed = consume_gradients(calls, kept)
+        self._arguments: list[Argument] = []
+        rewritten, self.consumed = consume_gradients(calls, kept, self._is_served)
         steps = [self._step(backend, call, served) for call in join_passes(rewritten, self._is_served)]
         self._served = [served.get(call) or JOINED[call.primitive == "dense_grad_input"] for call in calls]
         self._number = np.zeros(1, np.int64)
@@ -111,7 +112,7 @@ class NativeReplay(Replay):
     def loading(self, targets: Sequence[Array]) -> Callable[[Sequence[Array | None]], None] | None:
         if self._rows is None:
             return None
-        self._arguments = [rounds.Argument(target, self._rows, self._kept) for target in targets]
+        self._arguments = [Argument(target, self._rows, self._kept) for target in targets]
 
         def run(arrays: Sequence[Array | None]) -> None:
             for argument, array in zip(self._arguments, arrays, strict=True):

@@ -218,7 +218,15 @@ class Optimizer(ABC):
         for on, scalars in plan.scalars:
             number = scalars[2:3]
             on.backend.map(NEXT, (number,), out=(number,), when=plan.gate.flag(on) if is_gated else None)
-        return True if backend.is_recording else update.finish()
+        if not backend.is_recording:
+            return update.finish()
+        constrained = [parameter for parameter in plan.parameters if parameter.constraint is not None]
+        backend.hold_back(
+            [parameter.array for parameter in constrained],
+            f"The step uses a parameter with a constraint after {type(self).__name__}.step(); in a replay constraints "
+            "are applied when all of the step is done. Capture what follows as a step of its own.",
+        )
+        return True
 
     def _join(self, recorder: Backend, update: Update) -> None:
         if self._recorder is not None and self._recorder() is recorder:

@@ -267,7 +267,7 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     """This share: some columns of C, or some rows."""
     size = itemsize(real)
     r0, r1, c0, c1 = 0, load(np.int64, args, M), 0, load(np.int64, args, N)
-    few = r1 <= FEW_DOTS
+    few = r1 <= FEW_DOTS and load(np.int64, args, C) != 0
     if load(np.int64, args, BY_COLUMNS):
         c0, c1 = cut(c1, lanes(real), share, shares)
     else:
@@ -285,7 +285,7 @@ def gemm(args: int, share: int, shares: int, thread: int, real: Any) -> None:
     a, target = load(np.int64, args, A) + r0 * a_row * size, c + (r0 * c_row + c0) * size
     if few and flipped != 0 and a_column == 1:
         dot_products(a, a_row, b + c0 * b_row * size, b_row, target, c_row, rows, columns, depth, accumulate, real)
-    elif few and flipped == 0 and c != 0 and depth * b_row * size >= FAR and rows * columns <= LEFT_ROW * KC:
+    elif few and flipped == 0 and depth * b_row * size >= FAR and rows * columns <= LEFT_ROW * KC:
         b += c0 * size
         row_products(a, a_row, a_column, b, b_row, target, c_row, rows, columns, depth, accumulate, left, real)
     else:

@@ -208,25 +208,31 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self._words = np.zeros(WORDS, np.int64)
         self.state = int(self._words.ctypes.data)
-        _entry(initialise)(self.state)
         self._run, self._state = _entry(run), Number(self.state)
-        self._started = 1
+        self.forget()
         self._size = self._owners = 0
         self.space = np.zeros(2, np.int64)
         """Address of the scratch memory of the first thread, and bytes of each thread's. Kernels know its place."""
+
+    def forget(self) -> None:
+        """Begin with the calling thread alone; a forked child has no other. What programs know of the pool stays."""
+        self.lock = threading.RLock()  # a signal handler that computes runs on a thread that holds it
+        self._words[:] = 0
+        _entry(initialise)(self.state)
+        self._started = 1
 
     def reserve(self, size: int, threads: int) -> None:
         """Have at least `size` bytes of scratch memory for each of so many threads."""
         if size <= self._size and threads <= self._owners:
             return
         with self.lock:
-            self._size = max(self._size, (size + 4095) // 4096 * 4096)
-            self._owners = max(self._owners, threads)
-            self._space = np.empty(self._size * self._owners + 4096, np.uint8)
-            self.space[:] = (address(self._space) + 4095) // 4096 * 4096, self._size
+            size = max(self._size, (size + 4095) // 4096 * 4096)
+            owners = max(self._owners, threads)
+            space = np.empty(size * owners + 4096, np.uint8)
+            self._space, self._size, self._owners = space, size, owners
+            self.space[:] = (address(space) + 4095) // 4096 * 4096, size
 
     def run(self, program: Program) -> int:
         """Run a program as often as it says; how often it ran."""
@@ -238,9 +244,10 @@ class Pool:
     def _start(self, threads: int) -> None:
         # A new thread takes no part in programs of the past; the lock keeps others from posting one meanwhile.
         seen = int(self._words[POSTED])
-        for thread in range(self._started, threads):
+        while self._started < threads:
+            thread = self._started
+            self._started += 1  # before it starts: no two threads have one number, whatever is raised meanwhile
             threading.Thread(target=self._serve, args=(thread, seen), name=f"fcdense-{thread}", daemon=True).start()
-        self._started = threads
 
     def _serve(self, thread: int, seen: int) -> None:
         """Never returns, so that the state lives as long as its threads."""
@@ -258,8 +265,8 @@ def pool() -> Pool:
 
 
 def _forget() -> None:
-    """A forked child has none of its parent's threads."""
-    _pools.clear()
+    for one in _pools:
+        one.forget()
 
 
 if hasattr(os, "register_at_fork"):

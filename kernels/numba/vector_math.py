@@ -310,7 +310,7 @@ def log(x: Value) -> Value:
 
 @formula
 def log1p(x: Value) -> Value:
-    """log(1 + x), within 2 units in the last place, also near 0; -inf at -1, NaN below.
+    """log(1 + x), within 2 units in the last place, also near 0; -inf at -1, NaN below. log1p(-0) is +0.
 
     Source: fdlibm (Sun Microsystems, 1993), s_log1p.c.
     """
@@ -339,6 +339,8 @@ def cosh(x: Value) -> Value:
 def sin(x: Value) -> Value:
     """sin(x) for |x| <= 10,000 (float32) or 1,000,000 (float64), with an error of at most eps; wrong beyond.
 
+    sin(-0) is +0.
+
     Source: S. Moshier (1989), Cephes, sinf.c; fdlibm (Sun Microsystems, 1993), k_sin.c and k_cos.c.
     """
     return _sine(x, 0)
@@ -363,7 +365,7 @@ def within_reach(typing_context: Any, size: Any) -> Any:
 
 @formula
 def arctan(x: Value) -> Value:
-    """The inverse tangent, within 2 units in the last place.
+    """The inverse tangent, within 3 units in the last place.
 
     Source: S. Moshier (1989), Methods and programs for mathematical functions (Cephes), atanf.c and atan.c.
     """

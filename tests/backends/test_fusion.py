@@ -127,6 +127,64 @@ def test_with_few_rows_the_update_is_joined_to_the_input_gradient(name: str, row
     assert served == ["Numba: input gradient and update in one pass"] * 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("units", [17, 24, 31, 33, 40, 48, 57, 72, 136, 200])
+def test_kernels_of_any_height_are_updated_after_they_are_read(units: int, rows: int, dtype: str) -> None:
+    def run(captured: bool) -> list[Any]:
+        fc.manual_seed(3)
+        layers = [fc.nn.Dense(o, "tanh", in_features=i, dtype=dtype) for i, o in pairwise((5, units, 70, 3))]
+        model = fc.nn.Sequential(*layers)
+        optimizer = fc.optim.SGD(model.parameters(), learning_rate=0.5)
+
+        def step(x: Tensor, y: Tensor) -> None:
+            optimizer.zero_grad()
+            fc.losses.mse(model(x), y).backward()
+            optimizer.step()
+
+        function = fc.capture(step) if captured else step
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            function(*(fc.tensor(rng.standard_normal((rows, n)).astype(dtype)) for n in (5, 3)))
+        return [p.numpy() for p in model.parameters()]
+
+    for eager, replayed in zip(run(False), run(True), strict=True):
+        np.testing.assert_array_equal(eager, replayed)
+
+
+OPERANDS = {
+    "gradient of one number": ((8, 4), lambda model, x: model(x).sum()),
+    "of a column": ((8, 1), lambda model, x: model(x).sum()),
+    "every other feature": ((32, 8), lambda model, x: (model(x[:, ::2]) ** 2).sum()),
+    "one slice": ((6, 4, 3), lambda model, x: (model(x[:, :, 1]) ** 2).mean()),
+    "no rows": ((0, 4), lambda model, x: model(x).sum()),
+}
+
+
+@pytest.mark.parametrize("kind", OPERANDS)
+def test_gradients_of_operands_that_the_kernels_do_not_read_stay_matrices(kind: str) -> None:
+    shape, loss_of = OPERANDS[kind]
+    features = 4 if len(shape) == 3 or kind.startswith("every") else shape[1]
+
+    def run(captured: bool) -> Any:
+        fc.manual_seed(1)
+        model = fc.nn.Sequential(fc.nn.Dense(3, use_bias=False, in_features=features))
+        optimizer = fc.optim.SGD(model.parameters(), learning_rate=0.1)
+
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+
+        function = fc.capture(step) if captured else step
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        for _ in range(3):
+            function(fc.tensor(x))
+        return next(iter(model.parameters())).numpy()
+
+    np.testing.assert_array_equal(run(False), run(True))
+
+
 def test_an_update_is_not_joined_to_an_input_gradient_that_somebody_stands_between() -> None:
     w, slot, dz, x, dx = (np.zeros(shape) for shape in ((4, 4), (4, 4), (1, 4), (1, 4), (1, 4)))
     back = Call("dense_grad_input", {"w_io": w}, (dz, w), (dx,))

@@ -16,6 +16,7 @@ from fcdense import activations
 from fcdense.backends import primitives
 from fcdense.backends.instructions import Instruction
 from fcdense.backends.schedule import in_order, phases
+from fcdense.backends.spans import overlap, span
 from fcdense.backends.table import Table
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +53,17 @@ def test_other_rows_of_the_same_memory_wait(view: Any) -> None:
     x, y = np.zeros((64, 8)), np.zeros((64, 8))
     given = [instruction((x,), (y,), 1.0, 64), instruction((view(y),), (x,), 1.0, 64)]
     assert numbers(phases(given), given) == [[[0]], [[1]]]
+
+
+def test_a_reversed_view_lies_where_its_elements_lie() -> None:
+    whole = np.zeros((6, 4), np.float32)
+    first = whole.__array_interface__["data"][0]
+    for view in (whole[::-1], whole[:, ::-1], whole[::-1, ::-2], whole):
+        start, stop = span(view)
+        assert first <= start < stop <= first + whole.nbytes
+    assert overlap(whole[4:], whole[::-1])
+    assert overlap(whole[:1], whole[::-1])
+    assert not overlap(whole[:3], whole[:2:-1])
 
 
 def test_independent_ones_run_side_by_side_the_dearest_first() -> None:

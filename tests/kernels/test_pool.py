@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -169,6 +172,86 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
         time.sleep(0.01)
     assert ended[0] == child
     assert os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+REPLAY_IN_A_CHILD = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before the first use: no thread but this one
+import numpy as np
+import fcdense as fc
+model = fc.nn.Sequential(fc.nn.Dense(32, "relu", in_features=16), fc.nn.Dense(4, in_features=32))
+optimizer = fc.optim.SGD(model.parameters(), learning_rate=0.01)
+
+@fc.capture
+def step(x, y):
+    optimizer.zero_grad()
+    fc.losses.mse(model(x), y).backward()
+    optimizer.step()
+
+x, y = np.ones((20, 16), "f"), np.ones((20, 4), "f")
+for _ in range(3):
+    step(x, y)
+child = os.fork()
+if child == 0:
+    filled = [np.full(1 << 20, 7, np.uint8) for _ in range(8)]  # what was freed is in use again
+    step(x, y)
+    os._exit(0 if all((a == 7).all() for a in filled) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_a_forked_child_replays_what_its_parent_recorded() -> None:
+    subprocess.run([sys.executable, "-c", REPLAY_IN_A_CHILD], check=True, timeout=120)
+
+
+def test_memory_that_is_not_there_leaves_the_old() -> None:
+    alone = Pool()
+    alone.reserve(4096, 2)
+    before = alone.space.tolist()
+    with pytest.raises((MemoryError, ValueError)):
+        alone.reserve(1 << 55, 2)
+    assert alone.space.tolist() == before
+    alone.reserve(1 << 20, 2)
+    assert alone.space[1] >= 1 << 20
+
+
+def test_no_two_threads_have_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the start of one is interrupted."""
+    start = threading.Thread.start
+    begun = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        begun.append(thread.name)
+        start(thread)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    alone = Pool()
+    words = np.zeros(32, np.int64)
+    program = table((count, words, 3))
+    with pytest.raises(KeyboardInterrupt):
+        alone.run(program.of(3))
+    alone.run(program.of(3))
+    assert len(begun) == len(set(begun)) == 2
+    assert words[8:11].tolist() == [1, 1, 1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_a_signal_handler_may_compute() -> None:
+    words, inner = np.zeros(32, np.int64), np.zeros(32, np.int64)
+    program, other = table((count, words, 2)), table((count, inner, 2))
+    before = signal.signal(signal.SIGALRM, lambda *_: pool().run(other.of(2)))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.001)
+        deadline = time.monotonic() + 20
+        while inner[8] < 20 and time.monotonic() < deadline:
+            pool().run(program.of(2))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert inner[8] >= 20
 
 
 def test_address_is_that_of_the_data() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fcdense.arena import Array
 from fcdense.backends.base import Backend, Replayed
 from fcdense.backends.cpu import CpuBackend
 
@@ -17,6 +18,14 @@ class Recorder(CpuBackend):
         super().__init__()
         self.calls: list[Callable[[], None]] = []
         self.participants: list[Replayed] = []
+        self._is_recording = False
+
+    @property
+    def is_recording(self) -> bool:
+        return self._is_recording
+
+    def hold_back(self, arrays: Sequence[Array], reason: str) -> None:
+        """Nothing follows the optimizer's step here."""
 
     def join(self, participant: Replayed) -> None:
         self.participants.append(participant)
@@ -28,11 +37,11 @@ class Recorder(CpuBackend):
     @contextmanager
     def recording(self) -> Iterator[None]:
         self.calls, self.participants = [], []
-        self.is_recording = True
+        self._is_recording = True
         try:
             yield
         finally:
-            self.is_recording = False
+            self._is_recording = False
 
     def replay(self) -> None:  # type: ignore[override]
         """What a captured step does each time."""
