@@ -185,7 +185,7 @@ def row_products(
                 map_columns(_sum, real, columns, (y, sums + i * columns * size), (), (y,), ())
 
 
-@jitted()
+@jitted(inline="always")
 def blocks(args: int, r0: int, r1: int, c0: int, c1: int, left: int, real: Any) -> None:
     """Rows r0 to r1 of columns c0 to c1 in blocks that stay in the cache; `left` is this thread's scratch memory."""
     size, width = itemsize(real), VECTORS * lanes(real)
