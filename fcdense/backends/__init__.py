@@ -82,7 +82,8 @@ def _cuda(index: int) -> Device:
         raise DeviceError(f"Device \"cuda\" cannot be used: probe '{failed.name}' failed: {failed.detail}")
     if index >= gpu_count():
         raise DeviceError(f'Device "cuda:{index}" is not there: the driver shows {gpu_count()} GPU(s), from 0 on.')
-    backend: Backend = import_module("fcdense.backends.cuda").CudaBackend(index)
+    driver = import_module("fcdense.cuda.cupy_driver").CupyDriver(index)
+    backend: Backend = import_module("fcdense.backends.cuda").CudaBackend(driver)
     return Device("cuda", index, backend=backend)
 
 

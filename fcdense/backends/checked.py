@@ -16,6 +16,7 @@ import numpy as np
 from fcdense.activation import Activation
 from fcdense.arena import Array
 from fcdense.backends.base import ADDED_TO, Backend
+from fcdense.backends.spans import same_memory, share_memory
 from fcdense.errors import ContractError
 
 Sizes = dict[str, tuple[int, ...]]
@@ -87,17 +88,6 @@ def fits(rule: str, shape: tuple[int, ...], sizes: Sizes) -> bool:
         elif sizes.setdefault(name, part) != part:
             return False
     return not shape
-
-
-def same_memory(a: Array, b: Array) -> bool:
-    """Whether two arrays are the same elements in the same places."""
-    return a is b or all(place(a)[key] == place(b)[key] for key in ("data", "shape", "strides", "typestr"))
-
-
-def place(array: Array) -> dict[str, Any]:
-    """Where an array lies, as NumPy and CuPy tell it."""
-    on_gpu: dict[str, Any] | None = getattr(array, "__cuda_array_interface__", None)
-    return array.__array_interface__ if on_gpu is None else on_gpu
 
 
 class Call:
@@ -184,7 +174,7 @@ class Call:
                 raise self.wrong(label, f"is not contiguous (shape {array.shape}, strides {array.strides}).")
             for other, other_label, memory in seen if self.primitive != "copy" else ():
                 in_place = IN_PLACE.get(self.primitive) == other and same_memory(array, memory)
-                if not in_place and np.shares_memory(array, memory):
+                if not in_place and share_memory(array, memory):
                     raise self.wrong(label, f"overlaps {other_label}.")
             seen.append((argument, label, array))
 
@@ -210,7 +200,7 @@ class Call:
             if self._bytes(array) != before:
                 raise self.wrong(label, "was changed, though `when` holds 0.")
         for label, bits in fresh:
-            if left := int((bits == UNWRITTEN[bits.dtype.itemsize]).sum()):
+            if left := int((self.inner.to_host(bits) == UNWRITTEN[bits.dtype.itemsize]).sum()):
                 raise self.wrong(label, f"was not written whole: {left} of {bits.size} elements are as they were.")
 
     def _bytes(self, array: Array) -> bytes:
@@ -218,7 +208,7 @@ class Call:
 
     @staticmethod
     def _overlaps(array: Array, others: list[tuple[str, str, Array]]) -> bool:
-        return any(np.shares_memory(array, other) for _, _, other in others)
+        return any(share_memory(array, other) for _, _, other in others)
 
 
 class CheckedBackend(Backend):

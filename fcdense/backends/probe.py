@@ -79,8 +79,8 @@ def _cublas() -> tuple[bool, str]:
 
 
 def _kernels() -> tuple[bool, str]:
-    if importlib.util.find_spec("fcdense.backends.cuda") is None:
-        return False, "this release of fcdense has no CUDA kernels."
+    if importlib.util.find_spec("fcdense.cuda.cupy_driver") is None:
+        return False, "this release of fcdense does not launch its CUDA kernels yet."
     return True, "fcdense's CUDA kernels"
 
 

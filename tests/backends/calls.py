@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,9 @@ from fcdense.arena import Array
 from fcdense.backends import device
 from fcdense.backends.base import Backend
 from fcdense.backends.checked import CheckedBackend
+from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.reference import ReferenceBackend
+from tests import emulation
 from tests.backends import formulas
 from tests.backends.cases import Case, Floats, Index, Out, Words
 
@@ -20,15 +23,22 @@ HostArray = np.ndarray[Any, Any]
 Values = dict[str, Any]
 """Arguments of a primitive with host arrays, outputs included: as they are before the call."""
 
-DEVICES = ("cpu", "numpy") if find_spec("numba") else ("cpu",)
+FAST = ("cpu", "numpy") if find_spec("numba") else ("cpu",)
+"""Devices that large cases do not keep busy for minutes."""
+DEVICES = (*FAST, "emu") if emulation.is_available() else FAST
 """Devices under test; every one of them runs the whole contract suite."""
 
 REFERENCE = ReferenceBackend()
 
 
+@cache
+def _emulated() -> Backend:
+    return CudaBackend(emulation.EmulatedDriver())
+
+
 def backend_of(name: str) -> Backend:
     """The backend of a device under test."""
-    return device(name).backend
+    return _emulated() if name == "emu" else device(name).backend
 
 
 def _draw(wanted: Any, dtype: np.dtype[Any], rng: np.random.Generator, whole: bool) -> Any:
@@ -91,9 +101,12 @@ def reversed_(values: HostArray, backend: Backend) -> Array:
 
 def repeated(values: HostArray, backend: Backend) -> Array:
     """Stride 0: one row stands for all. Use it with values that `equal_rows` made."""
-    return (
-        np.broadcast_to(contiguous(values[:1], backend), values.shape) if values.ndim else contiguous(values, backend)
-    )
+    if not values.ndim:
+        return contiguous(values, backend)
+    row = contiguous(values[:1], backend)
+    if isinstance(row, np.ndarray):
+        return np.broadcast_to(row, values.shape)
+    return backend.driver.view(row, 0, values.shape, (0, *row.strides[1:]), row.dtype)  # type: ignore[attr-defined]
 
 
 def read_only(values: HostArray, backend: Backend) -> Array:

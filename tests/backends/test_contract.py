@@ -21,6 +21,7 @@ from tests.backends import bounds, cases, formulas
 from tests.backends.bounds import assert_within_bound
 from tests.backends.calls import (
     DEVICES,
+    FAST,
     HOST_ONLY,
     LAYOUTS,
     Values,
@@ -40,6 +41,7 @@ DTYPES = ("float16", "float32", "float64")
 CLASSES = (CpuBackend, ReferenceBackend, CheckedBackend)
 
 on_every_device = pytest.mark.parametrize("on", DEVICES)
+on_every_fast_device = pytest.mark.parametrize("on", FAST)
 in_every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -131,7 +133,7 @@ def test_no_worse_than_plain_numpy(backend: Backend, case: Case, dtype: str, rng
     assert_no_worse_than_plain(run(backend, case, values), case, values, dtype)
 
 
-@on_every_device
+@on_every_fast_device
 @each(LARGE)
 def test_large(backend: Backend, case: Case, rng: np.random.Generator) -> None:
     values = draw(case, "float32", rng)
@@ -222,7 +224,7 @@ def test_in_place_is_the_same(backend: Backend, case: Case, dtype: str, rng: np.
 
 
 @on_every_device
-@each((*TYPICAL, *LARGE))
+@each(TYPICAL)
 def test_same_call_same_bits(backend: Backend, case: Case, rng: np.random.Generator) -> None:
     values = draw(case, "float32", rng)
     assert_same_bits(run(backend, case, values), run(backend, case, values))

@@ -1,0 +1,166 @@
+"""The CUDA C++ of a `Program`: a struct that loads operands, computes and stores, for the kernels that take one.
+
+What `codegen.py` is to NumPy and `loops.py` to Numba, this is to CUDA. The functions are those of
+`kernels/cuda/numbers.cuh`, named as the traced operations are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fcdense.errors import DTypeError
+from fcdense.program import Program
+from fcdense.symbol import Expr, topological
+
+_INFIX = {
+    "add": "{} + {}",
+    "subtract": "{} - {}",
+    "multiply": "{} * {}",
+    "divide": "{} / {}",
+    "negative": "-{}",
+    "greater": "{} > {}",
+    "greater_equal": "{} >= {}",
+    "equal": "{} == {}",
+    "not_equal": "{} != {}",
+    "logical_and": "{} && {}",
+    "logical_or": "{} || {}",
+    "logical_not": "!{}",
+}
+
+STORED = {
+    "float16": "Half",
+    "bfloat16": "Bfloat16",
+    "float32": "float",
+    "float64": "double",
+    "bool": "bool",
+    "int8": "signed char",
+    "int16": "short",
+    "int32": "int",
+    "int64": "long long",
+    "uint8": "unsigned char",
+    "uint16": "unsigned short",
+    "uint32": "unsigned",
+    "uint64": "unsigned long long",
+}
+"""How kernels name the type of stored numbers, by the name of the dtype."""
+
+_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def stored(dtype: np.dtype[Any]) -> str:
+    """The C++ name of a dtype.
+
+    Raises
+    ------
+    DTypeError
+        For complex numbers, text and objects.
+    """
+    try:
+        return STORED[dtype.name]
+    except KeyError:
+        raise DTypeError(f"CUDA kernels have no numbers of {dtype}; expected one of {', '.join(STORED)}.") from None
+
+
+def computed(inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> str:
+    """What a program with such operands computes in: "float", or "double" if its widest floating output is float64.
+
+    Without a floating output it is the widest floating input, and double where there is none.
+    """
+    floats = [d.name for d in outs if d.name in _WIDTH] or [d.name for d in inputs if d.name in _WIDTH] or ["float64"]
+    return "double" if "float64" in floats else "float"
+
+
+def functor(program: Program, inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> str:
+    """The struct `Program` for operands of these dtypes."""
+    writer = _Writer(program, inputs, outs)
+    n_inputs, n_outputs, n_scalars = program.n_inputs, len(program.outputs), program.n_scalars
+    first = f"load<C, {stored(inputs[0])}>(a.inputs[0], place)" if inputs else "C(0)"
+    body = "\n        ".join(writer.lines())
+    return f"""// {program.name}
+struct Program {{
+    using C = {writer.type};
+    template <int DIMS>
+    using Arguments = Operands<DIMS, {n_inputs}, {n_outputs}, {n_scalars}>;
+
+    template <int DIMS>
+    static __device__ __forceinline__ C run(const Arguments<DIMS>& a, const Place<DIMS>& place) {{
+        return run(a, place, {first});
+    }}
+
+    template <int DIMS>
+    static __device__ __forceinline__ C run(const Arguments<DIMS>& a, const Place<DIMS>& place, C x0) {{
+        {body}
+    }}
+}};
+"""
+
+
+class _Writer:
+    """One pass over the nodes. What depends on scalars alone is computed in double and rounded once."""
+
+    def __init__(self, program: Program, inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> None:
+        self.program = program
+        self.inputs = inputs
+        self.outs = outs
+        self.type = computed(inputs, outs)
+        self._names: dict[Expr, str] = {}
+
+    def lines(self) -> list[str]:
+        """The statements, the last of which returns output 0."""
+        lines: list[str] = []
+        for e in topological(self.program.outputs):
+            line = self._statement(e, len(lines))
+            if line:
+                lines.append(line)
+        results = [f"C({self._operand(e, uniform=False)})" for e in self.program.outputs]
+        for k, (result, dtype) in enumerate(zip(results, self.outs, strict=True)):
+            lines.append(f"store<{stored(dtype)}>(a.outputs[{k}], place, {result});")
+        return [*lines, f"return {results[0]};"]
+
+    def _statement(self, e: Expr, number: int) -> str:
+        """That which names the value of a node; "" if it has a name without one."""
+        if e.op == "const":
+            return ""
+        if e.op == "array":
+            self._names[e] = f"x{e.value}"
+            load = f"load<C, {stored(self.inputs[e.value])}>(a.inputs[{e.value}], place)"
+            return "" if e.value == 0 else f"const C x{e.value} = {load};"
+        kind = "bool" if e.is_bool else "double" if e.uniform else "C"
+        self._names[e] = f"t{number}"
+        return f"const {kind} t{number} = {self._value(e)};"
+
+    def _value(self, e: Expr) -> str:
+        if e.op == "scalar":
+            return f"a.scalar({e.value})"
+        # A condition compares in double where all that it compares is uniform.
+        args = [self._operand(a, uniform=e.uniform) for a in e.args]
+        if e.op == "where":
+            return "{} ? {} : {}".format(*args)
+        if e.op == "indicator":
+            return f"{args[0]} ? {'1.0' if e.uniform else 'C(1)'} : {'0.0' if e.uniform else 'C(0)'}"
+        return _INFIX[e.op].format(*args) if e.op in _INFIX else f"{e.op}({', '.join(args)})"
+
+    def _operand(self, e: Expr, uniform: bool) -> str:
+        """A node as an operand of a uniform one, in double, or of another one."""
+        if e.op == "const":
+            return _literal(e.value, "double" if uniform else self.type)
+        name = self._names[e]
+        return name if e.is_bool or uniform or not e.uniform else f"C({name})"
+
+
+def _literal(value: Any, kind: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if kind == "float":
+        with np.errstate(over="ignore"):
+            value = float(np.float32(value))
+    if math.isnan(value):
+        return f"({kind})(0.0 / 0.0)"
+    if math.isinf(value):
+        return f"({kind})({'-' if value < 0 else ''}1.0 / 0.0)"
+    text = f"{value!r}{'f' if kind == 'float' else ''}"
+    return f"({text})" if value < 0 or text.startswith("-") else text

@@ -1,0 +1,231 @@
+"""Programs, products and sums of arrays as launches of the kernels in `kernels/cuda`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fcdense import emit
+from fcdense.arena import Array, Workspace
+from fcdense.cuda import source
+from fcdense.cuda.driver import Driver
+from fcdense.cuda.functor import computed
+from fcdense.cuda.geometry import blocks, collapsed, padded, strides_in
+from fcdense.cuda.plan import tiling_of
+from fcdense.cuda.source import Kernel, dtypes
+from fcdense.program import Program
+
+FLOAT64 = np.dtype(np.float64)
+WAVES = 2048
+"""Blocks of a launch whose threads take several elements each."""
+PART = 4096
+"""Numbers that one thread of a group sums up before the sums are summed."""
+
+
+class Lender(Protocol):
+    """Who lends the memory that lives no longer than a call."""
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+
+class Launcher:
+    """Launches on one driver. Nothing is launched for arrays without elements."""
+
+    def __init__(self, driver: Driver, lender: Lender) -> None:
+        self.driver = driver
+        self._lender = lender
+
+    def place(self, name: str, array: Array | None) -> dict[str, int]:
+        """Where a matrix or vector lies, as the fields `name`, `name_row`, `name_column`."""
+        if array is None:
+            return {name: 0}
+        row, column = (*(s // array.dtype.itemsize for s in array.strides), 0, 0)[:2]
+        return {name: self.driver.address(array), f"{name}_row": row, f"{name}_column": column}
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], **fields: Any) -> None:
+        """Run a kernel with these fields of its struct; others are 0."""
+        arguments = np.zeros(1, kernel.arguments)
+        for name, value in fields.items():
+            _put(arguments[0], name, value)
+        self.driver.launch(kernel, grid, arguments)
+
+    def _operands(
+        self, inputs: Sequence[Any], outs: Sequence[Any], strides: Sequence[tuple[int, ...]], scalars: Any
+    ) -> dict[str, Any]:
+        """The fields of `Operands`; None stands for an input that the kernel computes itself."""
+        words = [
+            {"data": 0 if array is None else self.driver.address(array), "strides": steps}
+            for array, steps in zip((*inputs, *outs), strides, strict=True)
+        ]
+        fields: dict[str, Any] = {"inputs": words[: len(inputs)], "outputs": words[len(inputs) :]}
+        if isinstance(scalars, int):
+            return fields | {"live": scalars}
+        return fields | {"given": list(scalars)}
+
+    def _scalars(self, program: Program, scalars: Sequence[float] | Array) -> tuple[Program, Any, Any]:
+        """The program without what depends on scalars alone; that, as numbers or as their address; and its memory."""
+        first, body = program.without_scalar_work()
+        if first is None:
+            return body, (), None
+        if isinstance(scalars, (list, tuple)):
+            values = np.empty(body.n_scalars)
+            emit.run(first, (), scalars, [values[k : k + 1].reshape(()) for k in range(len(values))])
+            return body, values.tolist(), None
+        scalars = self.contiguous(scalars)
+        live = self._lender.workspace.empty((body.n_scalars,), FLOAT64)
+        cells = [live[k : k + 1] for k in range(body.n_scalars)]
+        operands = self._operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
+        self.launch(source.scalar_work(first), (1, 1, 1), operands=operands)
+        return body, self.driver.address(live), live
+
+    def elementwise(
+        self,
+        program: Program,
+        inputs: Sequence[Array],
+        scalars: Sequence[float] | Array,
+        outs: Sequence[Array],
+        when: Array | None = None,
+    ) -> None:
+        """`Backend.map`."""
+        if not outs[0].size:
+            return
+        program, values, _ = self._scalars(program, scalars)
+        shape, strides = collapsed(outs[0].shape, [strides_in(array, outs[0].shape) for array in (*inputs, *outs)])
+        kernel = source.elementwise(program, dtypes(inputs), dtypes(outs), len(shape))
+        self.launch(
+            kernel,
+            self.grid(outs[0].size, kernel.threads),
+            operands=self._operands(inputs, outs, strides, values),
+            when=0 if when is None else self.driver.address(when),
+            shape=shape,
+            size=outs[0].size,
+        )
+
+    @staticmethod
+    def grid(elements: int, threads: int) -> tuple[int, int, int]:
+        """The blocks of a kernel whose threads take one element after another."""
+        return min(blocks(elements, threads), WAVES), 1, 1
+
+    def product(
+        self,
+        a: Array,
+        b: Array,
+        program: Program,
+        inputs: Sequence[Array],
+        outs: Sequence[Array],
+        sums: Array | None = None,
+        adds: bool = False,
+    ) -> None:
+        """The outputs of `program`, whose input 0 is a @ b.
+
+        `sums` receives the column sums of output 0, or has them added where it `adds`.
+        """
+        (rows, depth), columns, dtype = a.shape, b.shape[1], a.dtype
+        tiling = tiling_of(dtype, rows, columns, depth)
+        grid = blocks(columns, tiling.columns), blocks(rows, tiling.rows), 1
+        within = np.dtype(np.float64 if computed((dtype,), ()) == "double" else np.float32)
+        partial = None if sums is None else self._lender.workspace.empty((grid[1], columns), within)
+        if rows and columns:
+            (a_row, a_column), (b_row, b_column) = ([s // x.dtype.itemsize for s in x.strides] for x in (a, b))
+            kernel = source.gemm_simt(
+                dtype, tiling, a_column == 1, b_row == 1 != b_column, program, (dtype, *dtypes(inputs)), dtypes(outs)
+            )
+            strides = [(0, 0), *(strides_in(array, (rows, columns)) for array in (*inputs, *outs))]
+            address = self.driver.address
+            product = {"a": address(a), "b": address(b), "a_row": a_row, "a_column": a_column, "b_row": b_row}
+            product |= {"b_column": b_column, "rows": rows, "columns": columns, "depth": depth}
+            operands = self._operands((None, *inputs), outs, strides, ())
+            self.launch(
+                kernel, grid, product=product, operands=operands, sums=0 if partial is None else address(partial)
+            )
+        if sums is not None:
+            self.reduce("sum", partial, (0,), sums, adds=adds)
+
+    def reduce(
+        self,
+        operation: str,
+        x: Array,
+        axes: tuple[int, ...],
+        out: Array,
+        *,
+        adds: bool = False,
+        squares: bool = False,
+        within: str = "",
+    ) -> None:
+        """Sum, maximum or minimum of `x`, or of its `squares`, over `axes`.
+
+        `out` is contiguous, and is added to where it `adds`. It is computed in what programs over `x` are computed in,
+        unless `within` names a type. Long ones are cut in parts, whose results are reduced again.
+        """
+        axes = tuple(axis % x.ndim for axis in axes)
+        steps = strides_in(x, x.shape)
+        kept = [d for d in range(x.ndim) if d not in axes]
+        kept_shape, (kept_steps,) = collapsed(tuple(x.shape[d] for d in kept), [tuple(steps[d] for d in kept)])
+        shape, (reduced_steps,) = collapsed(tuple(x.shape[d] for d in axes), [tuple(steps[d] for d in axes)])
+        count, length = int(np.prod(kept_shape)), int(np.prod(shape))
+        if not count:
+            return
+        within = within or computed((x.dtype,), ())
+        group = 1 if kept_steps[-1] == 1 and count >= 32 else 32
+        parts = blocks(length, PART * group) if length else 1
+        part = blocks(length, parts)
+        target, result = out, out.dtype
+        if parts > 1:
+            result = np.dtype(np.float64 if within == "double" else np.float32)
+            target = self._lender.workspace.empty((parts, count), result)
+        dims = max(len(kept_shape), len(shape))
+        kept_shape, (kept_steps,) = padded(kept_shape, [kept_steps], dims)
+        shape, (reduced_steps,) = padded(shape, [reduced_steps], dims)
+        kernel = source.reduce(operation, "Square" if squares else "Identity", x.dtype, result, within, dims, group)
+        data = self.driver.address(x) if x.size else 0
+        self.launch(
+            kernel,
+            (blocks(count, kernel.threads // group), parts, 1),
+            x_kept={"data": data, "strides": kept_steps},
+            x_reduced={"data": data, "strides": reduced_steps},
+            kept_shape=kept_shape,
+            reduced_shape=shape,
+            kept=count,
+            reduced=length,
+            out=self.driver.address(target),
+            part=part,
+            adds=int(adds and parts == 1),
+        )
+        if parts > 1:
+            self.reduce(operation, target, (0,), out.reshape(-1), adds=adds, within=within)
+
+    def copy(self, x: Array, out: Array) -> None:
+        """out = x, broadcast and cast; they do not overlap."""
+        shape, strides = collapsed(out.shape, [strides_in(array, out.shape) for array in (x, out)])
+        kernel = source.cast(x.dtype, out.dtype, len(shape))
+        (x_words, out_words) = (
+            {"data": self.driver.address(array), "strides": steps}
+            for array, steps in zip((x, out), strides, strict=True)
+        )
+        self.launch(kernel, self.grid(out.size, kernel.threads), x=x_words, out=out_words, shape=shape, size=out.size)
+
+    def contiguous(self, array: Array) -> Array:
+        """The array itself, or a copy that lies in one piece."""
+        if array.flags.c_contiguous:
+            return array
+        copied = self._lender.workspace.empty(array.shape, array.dtype)
+        self.copy(array, copied)
+        return copied
+
+
+def _put(record: Any, name: str, value: Any) -> None:
+    """Write a field of a struct: a number, numbers, the fields of a struct, or structs."""
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            _put(record[name], inner, item)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for place, item in zip(record[name], value, strict=False):
+            for inner, entry in item.items():
+                _put(place, inner, entry)
+    elif isinstance(value, (list, tuple)):
+        record[name][: len(value)] = value
+    else:
+        record[name] = value

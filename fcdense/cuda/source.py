@@ -1,0 +1,261 @@
+"""Translation units: which kernel, for which types and program, with which threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcdense.cuda.functor import computed, functor, stored
+from fcdense.program import Program
+
+DType = np.dtype[Any]
+WORD = np.dtype(np.int64)
+ADDRESS = np.dtype(np.uint64)
+
+
+class Kernel(NamedTuple):
+    """One kernel, ready to be compiled.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    text : str
+        The translation unit. It includes files of `kernels/cuda` and defines one function, `kernel`, of one argument.
+    arguments : dtype
+        The struct that the function takes.
+    threads : int
+        Of a block.
+    shared : int
+        Bytes of dynamic shared memory.
+    """
+
+    name: str
+    text: str
+    arguments: DType
+    threads: int
+    shared: int = 0
+
+
+def struct(**fields: Any) -> DType:
+    """A C struct: the type of each field, with an array's shape where it has one."""
+    return np.dtype([(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in fields.items()], True)
+
+
+def operand(dims: int) -> DType:
+    """`Operand<DIMS>` of operands.cuh."""
+    return struct(data=ADDRESS, strides=(WORD, (dims,)))
+
+
+@cache
+def operands(dims: int, inputs: int, outputs: int, scalars: int) -> DType:
+    """`Operands<DIMS, INPUTS, OUTPUTS, SCALARS>` of operands.cuh."""
+    return struct(
+        inputs=(operand(dims), (max(inputs, 1),)),
+        outputs=(operand(dims), (outputs,)),
+        live=ADDRESS,
+        given=(np.float64, (max(scalars, 1),)),
+    )
+
+
+def operands_of(program: Program, dims: int) -> DType:
+    """Those of a program."""
+    return operands(dims, program.n_inputs, len(program.outputs), program.n_scalars)
+
+
+def unit(header: str, functors: str, aliases: str, kind: str, threads: int, call: str) -> str:
+    """The text of a translation unit whose kernel calls `call(arguments)`, with arguments of type `kind`."""
+    return (
+        f'#include "{header}"\n\nnamespace fcdense {{\n\n{functors}\n{aliases}'
+        f"using Arguments = {kind};\n"
+        f"__device__ inline void called(const Arguments& arguments) {{ {call}(arguments); }}\n\n"
+        f"}}  // namespace fcdense\n\nFCDENSE_KERNEL(fcdense::Arguments, {threads}, fcdense::called)\n"
+    )
+
+
+ELEMENTWISE_THREADS = 256
+
+
+@cache
+def elementwise(program: Program, inputs: tuple[DType, ...], outs: tuple[DType, ...], dims: int) -> Kernel:
+    """`program` over arrays of `dims` axes."""
+    text = unit(
+        "elementwise.cuh",
+        functor(program, inputs, outs),
+        "",
+        f"Elementwise<{dims}, Program>",
+        ELEMENTWISE_THREADS,
+        f"elementwise<{dims}, Program>",
+    )
+    arguments = struct(operands=operands_of(program, dims), when=ADDRESS, shape=(WORD, (dims,)), size=WORD)
+    return Kernel(program.name, text, arguments, ELEMENTWISE_THREADS)
+
+
+@cache
+def scalar_work(program: Program) -> Kernel:
+    """`program` of scalars alone, by one thread; its outputs are float64."""
+    outs = (np.dtype(np.float64),) * len(program.outputs)
+    text = unit("elementwise.cuh", functor(program, (), outs), "", "Elementwise<1, Program>", 1, "scalar_work<Program>")
+    arguments = struct(operands=operands_of(program, 1), when=ADDRESS, shape=(WORD, (1,)), size=WORD)
+    return Kernel(program.name, text, arguments, 1)
+
+
+@cache
+def cast(x: DType, out: DType, dims: int) -> Kernel:
+    """Numbers of one dtype as those of another."""
+    call = f"copy<{stored(x)}, {stored(out)}, {dims}>"
+    text = unit("elementwise.cuh", "", "", f"Copy<{dims}>", ELEMENTWISE_THREADS, call)
+    shape = (WORD, (dims,))
+    return Kernel("copy", text, struct(x=operand(dims), out=operand(dims), shape=shape, size=WORD), ELEMENTWISE_THREADS)
+
+
+class Tiling(NamedTuple):
+    """How a product is cut: rows, columns and depth of a block, and rows and columns of a thread."""
+
+    rows: int
+    columns: int
+    depth: int
+    thread_rows: int
+    thread_columns: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+    def shared(self, itemsize: int) -> int:
+        """Bytes of shared memory, for sums of `itemsize` bytes."""
+        return self.depth * (self.rows + 4 + self.columns + 4) * itemsize
+
+
+PRODUCT = struct(
+    a=ADDRESS, b=ADDRESS, a_row=WORD, a_column=WORD, b_row=WORD, b_column=WORD, rows="i4", columns="i4", depth="i4"
+)
+
+
+@cache
+def gemm_simt(
+    dtype: DType,
+    tiling: Tiling,
+    a_along_depth: bool,
+    b_along_depth: bool,
+    program: Program,
+    inputs: tuple[DType, ...],
+    outs: tuple[DType, ...],
+) -> Kernel:
+    """A product of matrices of `dtype`, with `program` over the sums; its input 0 is the sum."""
+    along = f"{str(a_along_depth).lower()}, {str(b_along_depth).lower()}"
+    text = unit(
+        "gemm_simt.cuh",
+        functor(program, inputs, outs),
+        f"using Tiling = SimtTiling<{', '.join(map(str, tiling))}>;\n",
+        "ProductAndProgram<Program>",
+        tiling.threads,
+        f"gemm_simt<{stored(dtype)}, Tiling, {along}, Program>",
+    )
+    arguments = struct(product=PRODUCT, operands=operands_of(program, 2), sums=ADDRESS)
+    itemsize = 8 if computed((dtype,), ()) == "double" else 4
+    return Kernel(f"gemm and {program.name}", text, arguments, tiling.threads, tiling.shared(itemsize))
+
+
+ROW_THREADS = 256
+"""Of a block of the kernels that go row by row, and of those that sum."""
+
+
+def _group(length: int) -> int:
+    """Threads for a row of so many numbers."""
+    return 32 if length <= 1024 else ROW_THREADS
+
+
+@cache
+def softmax(dtype: DType, classes: int, log: bool) -> Kernel:
+    """Softmax of rows of so many numbers, or of a similar length."""
+    return _rows("Softmax", f"softmax<{stored(dtype)}, {_group(classes)}, {ROW_THREADS}, {str(log).lower()}>", SOFTMAX)
+
+
+@cache
+def cross_entropy(dtype: DType, classes: int, by_class: bool) -> Kernel:
+    """Cross entropy of such rows; `by_class` where targets are class numbers."""
+    call = f"cross_entropy<{stored(dtype)}, {_group(classes)}, {ROW_THREADS}, {str(by_class).lower()}>"
+    return _rows("CrossEntropy", call, CROSS_ENTROPY)
+
+
+def rows_of_a_block(length: int) -> int:
+    """How many rows of so many numbers a block takes."""
+    return ROW_THREADS // _group(length)
+
+
+SOFTMAX = struct(z=ADDRESS, z_row=WORD, z_column=WORD, out=ADDRESS, out_row=WORD, rows=WORD, classes=WORD)
+CROSS_ENTROPY = struct(
+    z=ADDRESS, z_row=WORD, z_column=WORD, target=ADDRESS, target_row=WORD, target_column=WORD,
+    weight=ADDRESS, weight_stride=WORD, scale=np.float64, losses=ADDRESS, dz=ADDRESS, dz_row=WORD,
+    rows=WORD, classes=WORD,
+)  # fmt: skip
+
+
+def _rows(kind: str, call: str, arguments: DType) -> Kernel:
+    return Kernel(call.partition("<")[0], unit("rows.cuh", "", "", kind, ROW_THREADS, call), arguments, ROW_THREADS, 64)
+
+
+OPERATIONS = {"sum": "Sum", "max": "Maximum", "min": "Minimum"}
+
+
+def reduction(dims: int) -> DType:
+    """`Reduction<DIMS>` of reductions.cuh."""
+    shape = (WORD, (dims,))
+    return struct(
+        x_kept=operand(dims), x_reduced=operand(dims), kept_shape=shape, reduced_shape=shape, kept=WORD, reduced=WORD,
+        out=ADDRESS, part=WORD, adds="i4",
+    )  # fmt: skip
+
+
+@cache
+def reduce(operation: str, function: str, x: DType, out: DType, within: str, dims: int, group: int) -> Kernel:
+    """A reduction of numbers of dtype `x` in the type `within`, by `group` threads for each number of `out`."""
+    kinds = stored(x), stored(out), within, OPERATIONS[operation], function, dims, group, ROW_THREADS
+    call = f"reduce<{', '.join(map(str, kinds))}>"
+    text = unit("reductions.cuh", "", "", f"Reduction<{dims}>", ROW_THREADS, call)
+    return Kernel(operation, text, reduction(dims), ROW_THREADS, 64)
+
+
+ROWS = struct(
+    x=ADDRESS, x_row=WORD, x_column=WORD, index=ADDRESS, index_stride=WORD, out=ADDRESS, out_row=WORD, count=WORD,
+    columns=WORD,
+)  # fmt: skip
+
+
+@cache
+def gather_rows(dtype: DType) -> Kernel:
+    """Rows of numbers of this dtype."""
+    text = unit("indexing.cuh", "", "", "Rows", ELEMENTWISE_THREADS, f"gather_rows<{stored(dtype)}>")
+    return Kernel("gather_rows", text, ROWS, ELEMENTWISE_THREADS)
+
+
+@cache
+def scatter_add_rows(dtype: DType) -> Kernel:
+    """Sums of rows of numbers of this dtype."""
+    text = unit("indexing.cuh", "", "", "Scatter", ELEMENTWISE_THREADS, f"scatter_add_rows<{stored(dtype)}>")
+    return Kernel("scatter_add_rows", text, struct(rows=ROWS, out_rows=WORD), ELEMENTWISE_THREADS)
+
+
+@cache
+def dropout(dtype: DType) -> Kernel:
+    """Dropout of numbers of this dtype."""
+    text = unit("random.cuh", "", "", "Dropout", ELEMENTWISE_THREADS, f"dropout<{stored(dtype)}>")
+    arguments = struct(x=ADDRESS, stream=ADDRESS, stream_stride=WORD, out=ADDRESS, rate=np.float64, size=WORD)
+    return Kernel("dropout", text, arguments, ELEMENTWISE_THREADS)
+
+
+@cache
+def next_stream() -> Kernel:
+    """The next stream of random numbers."""
+    text = unit("random.cuh", "", "", "Stream", 1, "next_stream")
+    return Kernel("next_stream", text, struct(state=ADDRESS, out=ADDRESS), 1)
+
+
+def dtypes(arrays: Sequence[Any]) -> tuple[DType, ...]:
+    """Of arrays."""
+    return tuple([array.dtype for array in arrays])

@@ -1,0 +1,66 @@
+// The operands of an elementwise program: the words in which all kernels speak of arrays.
+//
+// A program is a struct that is written from a traced function (fcdense/cuda/functor.py). It loads its operands at a
+// place, computes, and stores its outputs. The same struct runs over a whole array (elementwise.cuh) and over the sums
+// of a matrix product while they are in registers (gemm_*.cuh); then its operand 0 is the sum.
+#pragma once
+#include "numbers.cuh"
+
+namespace fcdense {
+
+// One element of arrays with DIMS axes, counted from 0.
+template <int DIMS>
+struct Place {
+    Index at[DIMS];
+};
+
+// Element number i of arrays of this shape, the last axis the fastest.
+template <int DIMS>
+__device__ __forceinline__ Place<DIMS> place_of(Index i, const Index (&shape)[DIMS]) {
+    Place<DIMS> place;
+#pragma unroll
+    for (int d = DIMS - 1; d > 0; d--) {
+        place.at[d] = i % shape[d];
+        i /= shape[d];
+    }
+    place.at[0] = i;
+    return place;
+}
+
+// An array; strides count elements, and one of 0 repeats the array along its axis.
+template <int DIMS>
+struct Operand {
+    void* data;
+    Index strides[DIMS];
+
+    __device__ __forceinline__ Index offset(const Place<DIMS>& place) const {
+        Index sum = 0;
+#pragma unroll
+        for (int d = 0; d < DIMS; d++) sum += place.at[d] * strides[d];
+        return sum;
+    }
+};
+
+// All operands of a program: INPUTS of them to be read, then OUTPUTS to be written, and its SCALARS, which are float64:
+// `given` with the launch, or `live`, read from memory when the kernel runs.
+template <int DIMS, int INPUTS, int OUTPUTS, int SCALARS>
+struct Operands {
+    Operand<DIMS> inputs[INPUTS ? INPUTS : 1];
+    Operand<DIMS> outputs[OUTPUTS];
+    const double* live;
+    double given[SCALARS ? SCALARS : 1];
+
+    __device__ __forceinline__ double scalar(int k) const { return live ? live[k] : given[k]; }
+};
+
+template <class C, class T, int DIMS>
+__device__ __forceinline__ C load(const Operand<DIMS>& operand, const Place<DIMS>& place) {
+    return widened<C>(static_cast<const T*>(operand.data)[operand.offset(place)]);
+}
+
+template <class T, int DIMS, class C>
+__device__ __forceinline__ void store(const Operand<DIMS>& operand, const Place<DIMS>& place, C x) {
+    static_cast<T*>(operand.data)[operand.offset(place)] = Rounded<T>::of(x);
+}
+
+}  // namespace fcdense

@@ -1,0 +1,97 @@
+// Softmax and cross entropy, row by row.
+//
+// Bytes: a row is read three times, from the L1 cache after the first, and written once. Operations: about 10 a number
+// and an exponential or two.
+#pragma once
+#include "groups.cuh"
+
+namespace fcdense {
+
+struct Softmax {
+    const void* z;
+    Index z_row, z_column;
+    void* out;
+    Index out_row;
+    Index rows, classes;
+};
+
+// out = exp(z - m) / sum exp(z - m), or with LOG z - m - log sum exp(z - m); m is the row's maximum.
+template <class T, int THREADS, int BLOCK, bool LOG>
+__device__ void softmax(const Softmax& a) {
+    using C = Compute<T>;
+    const Group<THREADS> group;
+    const Index row = static_cast<Index>(blockIdx.x) * (BLOCK / THREADS) + group.number;
+    const Index existing = row < a.rows ? row : a.rows - 1;  // all threads take part in `joined`
+    const T* z = static_cast<const T*>(a.z) + existing * a.z_row;
+    T* out = static_cast<T*>(a.out) + existing * a.out_row;
+    C largest = Maximum::start<C>(), sum = 0;
+    for (Index k = group.rank; k < a.classes; k += THREADS)
+        largest = maximum(largest, widened<C>(z[k * a.z_column]));
+    largest = group.template joined<Maximum>(largest);
+    for (Index k = group.rank; k < a.classes; k += THREADS) sum += exp(widened<C>(z[k * a.z_column]) - largest);
+    sum = group.template joined<Sum>(sum);
+    const C logarithm = LOG ? log(sum) : C(0);
+    if (row >= a.rows) return;
+    for (Index k = group.rank; k < a.classes; k += THREADS) {
+        const C shifted = widened<C>(z[k * a.z_column]) - largest;
+        out[k] = Rounded<T>::of(LOG ? shifted - logarithm : exp(shifted) / sum);
+    }
+}
+
+struct CrossEntropy {
+    const void* z;
+    Index z_row, z_column;
+    const void* target;  // class numbers, or rows of numbers
+    Index target_row, target_column;
+    const void* weight;  // null, or a number for each row
+    Index weight_stride;
+    double scale;
+    void* losses;  // one of each row, as they are computed
+    void* dz;      // null, or the gradient; it may be z
+    Index dz_row;
+    Index rows, classes;
+};
+
+// losses_b = scale w_b sum_k t_bk (log sum exp(z_b - m) - (z_bk - m)), and its gradient by z.
+template <class T, int THREADS, int BLOCK, bool CLASSES>
+__device__ void cross_entropy(const CrossEntropy& a) {
+    using C = Compute<T>;
+    const Group<THREADS> group;
+    const Index row = static_cast<Index>(blockIdx.x) * (BLOCK / THREADS) + group.number;
+    const Index existing = row < a.rows ? row : a.rows - 1;
+    const T* z = static_cast<const T*>(a.z) + existing * a.z_row;
+    const T* t = static_cast<const T*>(a.target) + existing * a.target_row;
+    Index wanted = -1;
+    if constexpr (CLASSES) wanted = static_cast<const Index*>(a.target)[existing * a.target_row];
+    C largest = Maximum::start<C>(), sum = 0, mass = 0, loss = 0;
+    for (Index k = group.rank; k < a.classes; k += THREADS)
+        largest = maximum(largest, widened<C>(z[k * a.z_column]));
+    largest = group.template joined<Maximum>(largest);
+    for (Index k = group.rank; k < a.classes; k += THREADS) {
+        sum += exp(widened<C>(z[k * a.z_column]) - largest);
+    }
+    sum = group.template joined<Sum>(sum);
+    if (CLASSES && (wanted < 0 || wanted >= a.classes)) sum = loss = C(0.0 / 0.0);
+    const C logarithm = log(sum);
+    for (Index k = group.rank; k < a.classes; k += THREADS) {
+        const C share = CLASSES ? C(k == wanted) : widened<C>(t[CLASSES ? 0 : k * a.target_column]);
+        mass += share;
+        if (share != C(0))  // 0 where t = 0 meets an infinite z
+            loss += share * (logarithm - (widened<C>(z[k * a.z_column]) - largest));
+    }
+    loss = group.template joined<Sum>(loss);
+    mass = CLASSES ? C(1) : group.template joined<Sum>(mass);
+    if (row >= a.rows) return;
+    C factor = static_cast<C>(a.scale);
+    if (a.weight) factor *= widened<C>(static_cast<const T*>(a.weight)[row * a.weight_stride]);
+    if (group.rank == 0) static_cast<C*>(a.losses)[row] = factor * loss;
+    if (!a.dz) return;
+    T* dz = static_cast<T*>(a.dz) + row * a.dz_row;
+    for (Index k = group.rank; k < a.classes; k += THREADS) {
+        const C share = CLASSES ? C(k == wanted) : widened<C>(t[CLASSES ? 0 : k * a.target_column]);
+        const C p = exp(widened<C>(z[k * a.z_column]) - largest) / sum;
+        dz[k] = Rounded<T>::of(factor * (mass * p - share));
+    }
+}
+
+}  // namespace fcdense

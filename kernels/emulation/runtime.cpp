@@ -1,0 +1,243 @@
+// Runs the threads of a block as fibers on one thread of the processor, block after block.
+//
+// Threads are switched where they wait: at barriers and where a warp meets. Their order is a parameter, since a missing
+// barrier shows in one order and not in another, and so is the moment of asynchronous copies: as late as allowed, when
+// they are waited for, or at once. Shared memory starts as NaN for every block.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#include "emulation.h"
+
+namespace {
+
+constexpr size_t STACK = 64 << 10;
+constexpr size_t SHARED = 228 << 10;
+constexpr int WARP = 32;
+
+enum Order { FORWARD, REVERSE, SHUFFLED, WARP_BY_WARP };
+
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+};
+
+struct Warp {
+    int arrived = 0, alive = 0;
+    long meeting = 0;
+    void* slots[WARP] = {};
+};
+
+struct Fiber : EmulatedThread {
+#if defined(__x86_64__)
+    void* stack_pointer;
+#else
+    ucontext_t context;
+#endif
+    Warp* warp;
+    bool done;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;
+};
+
+struct Launch {
+    void (*kernel)(void*);
+    void* arguments;
+    Fiber* current;
+    int alive, at_barrier;
+    long barrier, progress;
+    bool copies_early;
+#if defined(__x86_64__)
+    void* stack_pointer;
+#else
+    ucontext_t context;
+#endif
+};
+
+Launch launch;
+alignas(128) char shared_memory[SHARED];
+
+#if defined(__x86_64__)
+extern "C" void emulated_switch(void** save, void* to);
+asm(".text\n.type emulated_switch,@function\nemulated_switch:\n"
+    "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\nmovq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
+    "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
+void leave() { emulated_switch(&launch.current->stack_pointer, launch.stack_pointer); }
+void enter(Fiber& fiber) { emulated_switch(&launch.stack_pointer, fiber.stack_pointer); }
+#else
+void leave() { swapcontext(&launch.current->context, &launch.context); }
+void enter(Fiber& fiber) { swapcontext(&launch.context, &fiber.context); }
+#endif
+
+void body() {
+    launch.kernel(launch.arguments);
+    Fiber* fiber = launch.current;
+    fiber->done = true;
+    fiber->warp->alive--;
+    launch.alive--;
+    launch.progress++;
+    leave();
+    std::abort();
+}
+
+void prepare(Fiber& fiber, char* stack) {
+#if defined(__x86_64__)
+    void** top = reinterpret_cast<void**>(stack + STACK) - 2;
+    *top = reinterpret_cast<void*>(&body);
+    fiber.stack_pointer = top - 6;
+#else
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack;
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, body, 0);
+#endif
+}
+
+void step(Fiber& fiber) {
+    if (fiber.done) return;
+    launch.current = &fiber;
+    emulated_thread = &fiber;
+    enter(fiber);
+}
+
+// Whether all threads of the block came to an end.
+bool run_block(std::vector<Fiber>& fibers, std::vector<int>& order, Order how, std::mt19937& random) {
+    const int threads = static_cast<int>(fibers.size());
+    while (launch.alive) {
+        const long before = launch.progress;
+        if (how == SHUFFLED) std::shuffle(order.begin(), order.end(), random);
+        if (how != WARP_BY_WARP) {
+            for (int i : order) step(fibers[i]);
+        } else {
+            for (int first = 0; first < threads; first += WARP)  // as far as it can before the next one starts
+                for (long seen = -1; seen != launch.progress;) {
+                    seen = launch.progress;
+                    for (int i = first; i < std::min(threads, first + WARP); i++) step(fibers[i]);
+                }
+        }
+        if (launch.alive && launch.at_barrier == launch.alive) {
+            launch.at_barrier = 0;
+            launch.barrier++;
+            launch.progress++;
+        }
+        if (launch.progress == before) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+EmulatedThread* emulated_thread;
+dim3 emulated_block, emulated_block_size, emulated_grid_size;
+
+char* emulated_shared_memory() { return shared_memory; }
+
+void emulated_block_barrier() {
+    const long here = launch.barrier;
+    launch.at_barrier++;
+    launch.progress++;
+    while (launch.barrier == here) leave();
+}
+
+void emulated_warp_meeting(void* mine, void (*work)(void**)) {
+    Warp& warp = *launch.current->warp;
+    const long here = warp.meeting;
+    launch.progress++;
+    warp.slots[launch.current->lane] = mine;
+    if (++warp.arrived == warp.alive) {
+        work(warp.slots);
+        warp.arrived = 0;
+        warp.meeting++;
+        std::fill(warp.slots, warp.slots + WARP, nullptr);
+        return;
+    }
+    while (warp.meeting == here) leave();
+}
+
+void emulated_copy(void* to, const void* from, int bytes) {
+    if (!launch.copies_early)
+        launch.current->open.push_back({to, from, bytes});
+    else if (from)
+        std::memcpy(to, from, bytes);
+    else
+        std::memset(to, 0, bytes);
+}
+
+void emulated_copy_commit() {
+    launch.current->groups.push_back(std::move(launch.current->open));
+    launch.current->open.clear();
+}
+
+void emulated_copy_wait(int groups_left) {
+    auto& groups = launch.current->groups;
+    while (static_cast<int>(groups.size()) > groups_left) {
+        for (const Copy& copy : groups.front())
+            if (copy.from)
+                std::memcpy(copy.to, copy.from, copy.bytes);
+            else
+                std::memset(copy.to, 0, copy.bytes);
+        groups.erase(groups.begin());
+    }
+}
+
+// Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for. `failed` gets the block.
+int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, void* arguments, int order,
+                    int copies_early, unsigned* failed) {
+    const int threads = static_cast<int>(block[0] * block[1] * block[2]);
+    const size_t bytes = STACK * threads;
+    char* stacks = static_cast<char*>(
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    std::vector<Fiber> fibers(threads);
+    std::vector<int> turns(threads);
+    std::mt19937 random(1);
+    for (int i = 0; i < threads; i++) turns[i] = order == REVERSE ? threads - 1 - i : i;
+    launch = {};
+    launch.kernel = kernel;
+    launch.arguments = arguments;
+    launch.copies_early = copies_early != 0;
+    emulated_block_size = {block[0], block[1], block[2]};
+    emulated_grid_size = {grid[0], grid[1], grid[2]};
+    int status = 0;
+    for (unsigned z = 0; z < grid[2] && !status; z++)
+        for (unsigned y = 0; y < grid[1] && !status; y++)
+            for (unsigned x = 0; x < grid[0] && !status; x++) {
+                emulated_block = {x, y, z};
+                std::memset(shared_memory, 0xff, SHARED);
+                std::vector<Warp> warps((threads + WARP - 1) / WARP);
+                launch.alive = threads;
+                launch.at_barrier = 0;
+                for (int i = 0; i < threads; i++) {
+                    Fiber& fiber = fibers[i];
+                    const unsigned u = static_cast<unsigned>(i);
+                    fiber.index = {u % block[0], u / block[0] % block[1], u / block[0] / block[1]};
+                    fiber.lane = i % WARP;
+                    fiber.warp = &warps[i / WARP];
+                    fiber.warp->alive++;
+                    fiber.done = false;
+                    fiber.open.clear();
+                    fiber.groups.clear();
+                    prepare(fiber, stacks + STACK * i);
+                }
+                if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
+                for (const Fiber& fiber : fibers)
+                    if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
+                failed[0] = x;
+                failed[1] = y;
+                failed[2] = z;
+            }
+    munmap(stacks, bytes);
+    return status;
+}
+}

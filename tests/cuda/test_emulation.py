@@ -1,0 +1,196 @@
+"""The CUDA kernels on the processor: activations, orders of threads, undefined behaviour, and damaged sources.
+
+That a kernel passes the contract suite means little if a damaged one would pass too: the last tests damage the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcdense as fc
+from fcdense import activations, emit
+from fcdense.backends.base import Backend
+from fcdense.backends.cuda import CudaBackend
+from fcdense.cuda.source import Kernel
+from tests import emulation
+from tests.emulation import ORDERS, SOURCES, EmulatedDriver
+
+pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
+F32 = np.dtype(np.float32)
+HostArray = np.ndarray[Any, Any]
+
+
+def upload(backend: Backend, *arrays: HostArray) -> list[Any]:
+    return [backend.from_host(array) for array in arrays]
+
+
+@pytest.fixture(scope="module")
+def backend() -> CudaBackend:
+    return CudaBackend(EmulatedDriver())
+
+
+@pytest.mark.parametrize("name", sorted(set(activations.names()) - {"softmax", "log_softmax"}))
+def test_activations(name: str, backend: CudaBackend) -> None:
+    act = activations.get(name)
+    x = np.concatenate([np.linspace(-9, 9, 241), [0.0, -0.0, 1e-30, -87.5, 88.5, np.nan]]).astype(np.float32)
+    y, slope = (backend.empty(x.shape, F32) for _ in range(2))
+    backend.map(act.forward_with_derivative, upload(backend, x), out=(y, slope))
+    with np.errstate(all="ignore"):
+        exact = emit.apply(act.forward_with_derivative, x.astype(np.float64))
+    for ours, theirs in zip((y, slope), exact, strict=True):
+        bound = 8 * np.finfo(np.float32).eps * np.maximum(1.0, np.abs(theirs)) + 1e-37
+        with np.errstate(all="ignore"):
+            wrong = ~(np.abs(backend.to_host(ours) - theirs) <= bound) & np.isfinite(theirs)
+        assert not wrong.any(), f"{name} at {x[wrong]}: {backend.to_host(ours)[wrong]}, not {theirs[wrong]}"
+        np.testing.assert_array_equal(np.isnan(backend.to_host(ours)), np.isnan(theirs))
+
+
+def test_an_activation_of_ones_own_is_fused(backend: CudaBackend) -> None:
+    @fc.activation
+    def ramp_of_the_test(x: Any) -> Any:
+        return np.where(np.abs(x) > 1.0, np.sign(x) * np.log1p(x * x), x * fc.math.sigmoid(1.5 * x))
+
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.normal(size=shape).astype(np.float32) for shape in ((7, 5), (5, 9), (9,)))
+    y, aux = (backend.empty((7, 9), F32) for _ in range(2))
+    before = len(backend.driver.launches)  # type: ignore[attr-defined]
+    backend.dense(*upload(backend, x, w, b), ramp_of_the_test, out=y, aux=aux)
+    assert len(backend.driver.launches) == before + 1  # type: ignore[attr-defined]
+    z = x.astype(np.float64) @ w + b
+    exact = emit.apply(ramp_of_the_test.forward_with_derivative, z)
+    for ours, theirs in zip((y, aux), exact, strict=True):
+        np.testing.assert_allclose(backend.to_host(ours), theirs, rtol=2e-5, atol=2e-6)
+
+
+# ---- what a few calls give -------------------------------------------------------------------------------------------
+
+
+def products(backend: CudaBackend) -> list[HostArray]:
+    """Layers forward and back, over tiles that are not full and several blocks of the depth."""
+    rng = np.random.default_rng(0)
+    x, w, b, dz = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((70, 37), (37, 67), (67,), (70, 67)))
+    x, w, b, dz = upload(backend, x, w, b, dz)
+    out, dx, dw, db = (backend.empty(shape, F32) for shape in ((70, 67), (70, 37), (37, 67), (37,)))
+    backend.dense(x, w, b, activations.relu, out=out)
+    backend.dense_grad_input(dz, w, activations.relu, x, out=dx, db=db)
+    backend.dense_grad_weight(x, dz, out=dw)
+    return [backend.to_host(array) for array in (out, dx, dw, db)]
+
+
+def rows(backend: CudaBackend) -> list[HostArray]:
+    """Rows of a warp and of a block, and sums in parts."""
+    rng = np.random.default_rng(1)
+    results = []
+    for shape in ((5, 70), (3, 1500)):
+        z, t = rng.normal(size=shape).astype(np.float32), rng.integers(0, shape[1], shape[0])
+        out, dz, loss = backend.empty(shape, F32), backend.empty(shape, F32), backend.empty((), F32)
+        backend.softmax(*upload(backend, z), out=out)
+        backend.softmax_xent(*upload(backend, z, t), None, 0.25, loss=loss, dz=dz)
+        results += [backend.to_host(array) for array in (out, dz, loss)]
+    x, sums, norm = rng.normal(size=(300, 40)).astype(np.float32), backend.empty((40,), F32), backend.empty((), F32)
+    (x,) = upload(backend, x)
+    backend.reduce("sum", x, (0,), out=sums)
+    backend.reduce("max", x, (0, 1), out=norm)
+    return [*results, backend.to_host(sums), backend.to_host(norm)]
+
+
+WORK: dict[str, Callable[[CudaBackend], list[HostArray]]] = {"products": products, "rows": rows}
+
+
+@pytest.fixture(scope="module")
+def expected(backend: CudaBackend) -> dict[str, list[HostArray]]:
+    return {name: work(backend) for name, work in WORK.items()}
+
+
+def test_products_of_whole_numbers_are_exact(expected: dict[str, list[HostArray]]) -> None:
+    rng = np.random.default_rng(0)
+    x, w, b, dz = (rng.integers(-3, 4, shape) for shape in ((70, 37), (37, 67), (67,), (70, 67)))
+    dx = dz @ w.T * (x > 0)
+    for ours, exact in zip(expected["products"], (np.maximum(x @ w + b, 0), dx, x.T @ dz, dx.sum(0)), strict=True):
+        np.testing.assert_array_equal(ours, exact)
+
+
+@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_of_threads_changes_no_bit(name: str, order: str, expected: dict[str, list[HostArray]]) -> None:
+    driver = EmulatedDriver()
+    driver.order = order
+    for ours, theirs in zip(WORK[name](CudaBackend(driver)), expected[name], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_nothing_is_undefined(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    WORK[name](CudaBackend(EmulatedDriver(("-fsanitize=undefined",))))
+    assert "runtime error" not in capfd.readouterr().err
+
+
+# ---- damaged sources -------------------------------------------------------------------------------------------------
+
+
+class DamagedDriver(EmulatedDriver):
+    """Replaces the text `old` in one header, at its `number`-th place."""
+
+    def __init__(self, header: str, old: str, new: str, number: int) -> None:
+        super().__init__()
+        self._header = header
+        text = Path(SOURCES / "cuda" / header).read_text(encoding="utf-8")
+        parts = text.split(old)
+        assert len(parts) > number + 1, f"{header} has no place {number} of {old!r}"
+        self._text = old.join(parts[: number + 1]) + new + old.join(parts[number + 1 :])
+        self._kept: list[Any] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> emulation.EmulatedArray:
+        self._kept.append(super().empty(shape, dtype))
+        made: emulation.EmulatedArray = self._kept[-1]
+        return made
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: HostArray) -> None:
+        text = kernel.text.replace(f'#include "{self._header}"', self._text.replace("#pragma once", ""))
+        super().launch(kernel._replace(text=text), grid, arguments)
+
+
+DAMAGE = {
+    "a block is used before it is there": ("products", "gemm_simt.cuh", "        __syncthreads();\n", "", 0),
+    "a block is written over while it is used": ("products", "gemm_simt.cuh", "        __syncthreads();\n", "", 1),
+    "column sums before all are there": ("products", "gemm_simt.cuh", "    __syncthreads();\n", "", 1),
+    "the next block of the depth": ("products", "gemm_simt.cuh", "k0 + Tiling::DEPTH, p.depth", "k0, p.depth", 0),
+    "a column too many": ("products", "gemm_simt.cuh", "row < p.rows && column < p.columns", "row < p.rows", 0),
+    "a row too many": ("products", "gemm_simt.cuh", "row < p.rows && column < p.columns", "column < p.columns", 0),
+    "depth beyond the end": ("products", "gemm_simt.cuh", "i < end && k < depth", "i < end", 0),
+    "no maximum of the row": ("rows", "rows.cuh", "group.template joined<Maximum>(largest)", "largest", 0),
+    "a row that is not there": ("rows", "rows.cuh", "    if (row >= a.rows) return;\n", "", 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_seen(name: str, expected: dict[str, list[HostArray]]) -> None:
+    work, header, old, new, number = DAMAGE[name]
+    seen = False
+    for order in ORDERS:
+        driver = DamagedDriver(header, old, new, number)
+        driver.order = order
+        try:
+            results = WORK[work](CudaBackend(driver))
+        except RuntimeError:
+            seen = True
+            continue
+        same = [np.array_equal(a, b, equal_nan=True) for a, b in zip(results, expected[work], strict=True)]
+        seen |= not all(same) or driver.damaged_guards() > 0
+    assert seen
+
+
+def test_threads_that_wait_for_each_other_are_named() -> None:
+    driver = DamagedDriver(
+        "rows.cuh",
+        "    const Group<THREADS> group;\n",
+        "    const Group<THREADS> group;\n    if (threadIdx.x) __syncthreads();\n",
+        0,
+    )
+    with pytest.raises(RuntimeError, match=r"softmax, block \(0, 0, 0\): threads wait for each other for ever"):
+        rows(CudaBackend(driver))

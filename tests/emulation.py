@@ -1,0 +1,233 @@
+"""A driver that runs the CUDA kernels on the processor: `kernels/emulation`, compiled with g++, one thread at a time.
+
+Its arrays are no NumPy arrays and refuse to become some, as CuPy's do, so that code which mixes device and host fails
+here as it would on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdense import kernels
+from fcdense.cuda.driver import Driver
+from fcdense.cuda.source import Kernel
+from fcdense.errors import OutOfMemory
+
+HostArray = np.ndarray[Any, Any]
+SOURCES = Path(kernels.__file__).parent
+GUARD = 32 * 1024
+CAPACITY = 1 << 31
+ORDERS = ("forward", "reverse", "shuffled", "warp by warp")
+
+
+def is_available() -> bool:
+    """Whether there is a compiler for it."""
+    return shutil.which("g++") is not None
+
+
+class EmulatedArray:
+    """What the backend uses of CuPy's arrays, over host memory that belongs to the emulated device."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, host: HostArray) -> None:
+        self.host = host
+
+    def __array__(self, *args: Any, **kwargs: Any) -> HostArray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "strides", "dtype", "size", "nbytes", "ndim", "itemsize", "flags"):
+            return getattr(self.host, name)
+        raise AttributeError(f"arrays of a device have no {name!r} here")
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.host.__array_interface__
+
+    @property
+    def T(self) -> EmulatedArray:  # noqa: N802
+        return EmulatedArray(self.host.T)
+
+    @property
+    def base(self) -> Any:
+        return self.host.base
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __getitem__(self, key: Any) -> EmulatedArray:
+        part = self.host[key] if isinstance(key, tuple) else self.host[(key,)]
+        return EmulatedArray(
+            part if isinstance(part, np.ndarray) else self.host[(*np.atleast_1d(key), ...)].reshape(())
+        )
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.host[key] = value.host if isinstance(value, EmulatedArray) else value
+
+    def reshape(self, *shape: Any) -> EmulatedArray:
+        return EmulatedArray(self.host.reshape(*shape))
+
+    def transpose(self, *axes: Any) -> EmulatedArray:
+        return EmulatedArray(self.host.transpose(*axes))
+
+    def view(self, dtype: Any) -> EmulatedArray:
+        return EmulatedArray(self.host.view(dtype))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept for the next run of the tests."""
+    root = os.environ.get("FCDENSE_CACHE")
+    return (Path(root) if root else Path(tempfile.gettempdir()) / "fcdense-emulation") / "emulated"
+
+
+def compiled(name: str, text: str, options: tuple[str, ...]) -> Path:
+    """The shared library made from a C++ text, whatever it includes."""
+    headers = sorted([*(SOURCES / "cuda").glob("*.cuh"), *(SOURCES / "emulation").glob("*.h")])
+    parts = [text, *options, *(header.read_text(encoding="utf-8") for header in headers)]
+    place = cache_folder() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.so"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            source, made = Path(folder) / f"{name}.cpp", Path(folder) / "made.so"
+            source.write_text(text, encoding="utf-8")
+            includes = [f"-I{SOURCES / folder}" for folder in ("emulation", "cuda")]
+            command = ["g++", "-std=c++20", "-fPIC", "-shared", "-DFCDENSE_EMULATION", *includes, str(source), *options]
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{name}:\n{text}\n{done.stderr[:4000]}")
+            os.replace(made, place)
+    return place
+
+
+@cache
+def _runtime(options: tuple[str, ...]) -> ctypes.CDLL:
+    """What runs kernels that are compiled with the same options, and linked with it."""
+    text = (SOURCES / "emulation" / "runtime.cpp").read_text(encoding="utf-8")
+    return ctypes.CDLL(str(compiled("runtime", text, ("-O2", *options))))
+
+
+class EmulatedDriver(Driver):
+    """The processor as a GPU.
+
+    Attributes
+    ----------
+    order : str
+        One of ORDERS: in which the threads of a block take their turns.
+    copies_early : bool
+        Whether asynchronous copies are made at once, instead of as late as they may be.
+    """
+
+    name = "emu"
+    architecture = "emulated"
+
+    def __init__(self, options: tuple[str, ...] = ()) -> None:
+        self.order = ORDERS[0]
+        self.copies_early = False
+        self.launches: list[str] = []
+        self._options = options
+        self._kernels: dict[str, Any] = {}
+        self._recorded: list[Callable[[], None]] | None = None
+        self._stream = threading.Lock()
+        self._guarded: list[tuple[weakref.ref[HostArray], int, int]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> EmulatedArray:
+        """Filled with what is no number, between guards."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes > CAPACITY:
+            raise OutOfMemory(f"{self.name} cannot hold an array of {nbytes:,} bytes; {CAPACITY:,} are free.")
+        raw = np.full(nbytes + 2 * GUARD, 0xFF, np.uint8)
+        start = GUARD - raw.ctypes.data % 256
+        self._guarded.append((weakref.ref(raw), start, start + nbytes))
+        return EmulatedArray(np.ndarray(shape, dtype, raw, start))
+
+    def damaged_guards(self) -> int:
+        """How many of the arrays that live had something written before or behind them."""
+        living = [(raw, start, stop) for ref, start, stop in self._guarded if (raw := ref()) is not None]
+        return sum(bool((raw[:start] != 0xFF).any() or (raw[stop:] != 0xFF).any()) for raw, start, stop in living)
+
+    def view(self, base: EmulatedArray, offset: int, shape: Any, strides: Any, dtype: Any) -> EmulatedArray:
+        return EmulatedArray(np.ndarray(shape, dtype, base.host, offset, strides))
+
+    def upload(self, array: HostArray) -> EmulatedArray:
+        made = self.empty(array.shape, array.dtype)
+        made.host[...] = array
+        return made
+
+    def download(self, array: EmulatedArray) -> HostArray:
+        return array.host.copy()
+
+    def address(self, array: EmulatedArray) -> int:
+        where: int = array.host.__array_interface__["data"][0]
+        return where
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: HostArray) -> None:
+        assert min(grid) > 0, f"{kernel.name}: grid {grid}"
+        assert kernel.shared <= 228 * 1024, f"{kernel.name}: {kernel.shared} bytes of shared memory"
+        function = self._function(kernel)
+        given = arguments.copy()
+        if self._recorded is not None:
+            self._recorded.append(lambda: self._run(kernel, function, grid, given))
+        else:
+            self._run(kernel, function, grid, given)
+
+    def _function(self, kernel: Kernel) -> Any:
+        found = self._kernels.get(kernel.text)
+        if found is None:
+            runtime = _runtime(self._options)._name
+            library = ctypes.CDLL(str(compiled("kernel", kernel.text, ("-O1", "-w", *self._options, runtime))))
+            size = ctypes.c_ulong.in_dll(library, "emulated_arguments").value
+            assert size == kernel.arguments.itemsize, f"{kernel.name}: {size} bytes, not {kernel.arguments.itemsize}"
+            found = self._kernels[kernel.text] = library.emulated_kernel
+        return found
+
+    def _run(self, kernel: Kernel, function: Any, grid: tuple[int, int, int], arguments: HostArray) -> None:
+        triple = ctypes.c_uint * 3
+        failed = triple()
+        with self._stream:
+            status = _runtime(self._options).emulated_launch(
+                function,
+                triple(*grid),
+                triple(kernel.threads, 1, 1),
+                ctypes.c_void_p(arguments.ctypes.data),
+                ORDERS.index(self.order),
+                int(self.copies_early),
+                failed,
+            )
+        self.launches.append(kernel.name)
+        sentences = {1: "threads wait for each other for ever", 2: "a copy was never waited for"}
+        if status:
+            raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: {sentences[status]}")
+
+    @contextmanager
+    def _recording(self) -> Iterator[list[Callable[[], None]]]:
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    def record(self, calls: Callable[[], None]) -> Callable[[], None]:
+        with self._recording() as recorded:
+            calls()
+
+        def replay() -> None:
+            for launch in recorded:
+                launch()
+
+        return replay
