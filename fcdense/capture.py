@@ -13,6 +13,7 @@ from fcdense.arena import Array
 from fcdense.backends import recording
 from fcdense.backends.base import Replayed
 from fcdense.backends.replay import Call, Replay
+from fcdense.backends.spans import share_memory
 from fcdense.errors import ArgumentError, CaptureError
 from fcdense.fixed_inputs import FixedInputs
 from fcdense.nn.snapshot import Snapshot
@@ -321,7 +322,7 @@ class Variant:
         self.repeats = all(second.gradients[leaf] is state for leaf, state in self._found)
 
     def _consumes(self, gradient: Array) -> bool:
-        return any(np.shares_memory(gradient, array) for array in self.replay.consumed)
+        return any(share_memory(gradient, array) for array in self.replay.consumed)
 
     def check_places(self) -> None:
         """Raise `CaptureError` where a parameter is not where it was."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends.base import Backend, Reduction
+from fcdense.backends.spans import share_memory
 from fcdense.errors import DTypeError, GraphError, ShapeError
 from fcdense.expression import array_var
 from fcdense.program import Program
@@ -63,7 +64,7 @@ class Operation(ABC):
 def reshaped(backend: Backend, x: Array, shape: Shape) -> Array:
     """x in another shape: a view where its memory allows one, else a copy."""
     y: Array = x.reshape(shape)
-    if not backend.is_recording or x.flags.c_contiguous or np.may_share_memory(x, y):
+    if not backend.is_recording or x.flags.c_contiguous or share_memory(x, y):
         return y
     y = backend.workspace.empty(x.shape, x.dtype)  # NumPy's copy was made now; a replay has to make its own
     backend.copy(x, out=y)
@@ -207,7 +208,7 @@ class BroadcastTo(Operation):
     def forward(self, backend: Backend, arrays: Sequence[Array]) -> Array:
         (x,) = arrays
         try:
-            return np.broadcast_to(x, self.shape)
+            return backend.broadcast_to(x, self.shape)
         except ValueError:
             raise ShapeError(f"Shape {x.shape} cannot be broadcast to {self.shape}.") from None
 

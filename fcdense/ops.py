@@ -152,7 +152,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
         return x
     backend = x.device.backend
     stream = backend.workspace.empty((2,), np.dtype(np.uint64))
-    backend.next_stream(random_state().words, out=stream)
+    backend.next_stream(random_state().words_on(x.device), out=stream)
     return Tensor.apply(Dropout(rate, stream), x)
 
 

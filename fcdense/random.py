@@ -24,6 +24,7 @@ class RandomState:
 
     def __init__(self, seed: int | None = None) -> None:
         self.words: np.ndarray[Any, np.dtype[np.uint64]] = np.empty(2, np.uint64)
+        self._elsewhere: dict[Any, Any] = {}
         self.seed(seed)
 
     def seed(self, seed: int | None) -> None:
@@ -31,6 +32,16 @@ class RandomState:
         sequence = np.random.SeedSequence(seed)
         self.generator = np.random.default_rng(sequence)
         self.words[...] = int(sequence.generate_state(1, np.uint64)[0]), 1
+        for on, words in self._elsewhere.items():
+            on.backend.copy(on.backend.from_host(self.words), out=words)
+
+    def words_on(self, on: Any) -> Any:
+        """The words in the memory of a device; on a GPU they are its own, and go on from those of the host."""
+        if on.backend.is_host:
+            return self.words
+        if on not in self._elsewhere:
+            self._elsewhere[on] = on.backend.from_host(self.words)
+        return self._elsewhere[on]
 
 
 _state = RandomState()

@@ -45,8 +45,12 @@ class EmulatedArray:
 
     __array_ufunc__ = None
 
-    def __init__(self, host: HostArray) -> None:
+    def __init__(self, host: HostArray, base: EmulatedArray | None = None) -> None:
         self.host = host
+        self.base = base
+
+    def _part(self, host: HostArray) -> EmulatedArray:
+        return EmulatedArray(host, self if self.base is None else self.base)
 
     def __array__(self, *args: Any, **kwargs: Any) -> HostArray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
@@ -62,32 +66,26 @@ class EmulatedArray:
 
     @property
     def T(self) -> EmulatedArray:  # noqa: N802
-        return EmulatedArray(self.host.T)
-
-    @property
-    def base(self) -> Any:
-        return self.host.base
+        return self._part(self.host.T)
 
     def __len__(self) -> int:
         return len(self.host)
 
     def __getitem__(self, key: Any) -> EmulatedArray:
-        part = self.host[key] if isinstance(key, tuple) else self.host[(key,)]
-        return EmulatedArray(
-            part if isinstance(part, np.ndarray) else self.host[(*np.atleast_1d(key), ...)].reshape(())
-        )
+        key = key if isinstance(key, tuple) else (key,)
+        return self._part(self.host[key if Ellipsis in key else (*key, ...)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.host[key] = value.host if isinstance(value, EmulatedArray) else value
 
     def reshape(self, *shape: Any) -> EmulatedArray:
-        return EmulatedArray(self.host.reshape(*shape))
+        return self._part(self.host.reshape(*shape))
 
     def transpose(self, *axes: Any) -> EmulatedArray:
-        return EmulatedArray(self.host.transpose(*axes))
+        return self._part(self.host.transpose(*axes))
 
     def view(self, dtype: Any) -> EmulatedArray:
-        return EmulatedArray(self.host.view(dtype))
+        return self._part(self.host.view(dtype))
 
 
 def cache_folder() -> Path:
@@ -162,7 +160,13 @@ class EmulatedDriver(Driver):
         return sum(bool((raw[:start] != 0xFF).any() or (raw[stop:] != 0xFF).any()) for raw, start, stop in living)
 
     def view(self, base: EmulatedArray, offset: int, shape: Any, strides: Any, dtype: Any) -> EmulatedArray:
-        return EmulatedArray(np.ndarray(shape, dtype, base.host, offset, strides))
+        if offset:
+            host = np.ndarray(shape, dtype, base.host, offset, strides)
+        else:
+            host = np.lib.stride_tricks.as_strided(
+                base.host.view(dtype) if base.dtype != dtype else base.host, shape, strides
+            )
+        return EmulatedArray(host, base if base.base is None else base.base)
 
     def upload(self, array: HostArray) -> EmulatedArray:
         made = self.empty(array.shape, array.dtype)

@@ -60,6 +60,9 @@ class Device:
     def __repr__(self) -> str:
         return f"device('{self.name}')"
 
+    def __deepcopy__(self, memo: object) -> Device:
+        return self
+
     def __reduce__(self) -> tuple[object, ...]:
         return device, (self.name,)
 

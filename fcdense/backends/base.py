@@ -105,6 +105,8 @@ class Backend(ABC):
     """One implementation of all primitives on one kind of device."""
 
     name: str
+    is_host: bool = True
+    """Whether its arrays are NumPy's."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -137,6 +139,16 @@ class Backend(ABC):
         array = self.empty(shape, dtype)
         self.fill(0.0, out=array)
         return array
+
+    def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """`x` repeated to `shape`, in its own memory. Raises ValueError where the shapes do not fit."""
+        return np.broadcast_to(x, shape)
+
+    def view(
+        self, base: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> Array:
+        """An array in the memory of the contiguous array `base`, from `offset` bytes on."""
+        return np.ndarray(shape, dtype, base, offset, strides)
 
     @abstractmethod
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:

@@ -224,13 +224,21 @@ class CheckedBackend(Backend):
     def __init__(self, inner: Backend) -> None:
         super().__init__()
         self.inner = inner
-        self.name = f"checked {inner.name}"
+        self.name, self.is_host = f"checked {inner.name}", inner.is_host
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.inner.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.inner.zeros(shape, dtype)
+
+    def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.inner.broadcast_to(x, shape)
+
+    def view(
+        self, base: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> Array:
+        return self.inner.view(base, offset, shape, strides, dtype)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return self.inner.from_host(array)

@@ -12,10 +12,11 @@ from fcdense.activation import Activation
 from fcdense.arena import Array
 from fcdense.backends.base import Backend, Mode, Reduction
 from fcdense.backends.cpu import chain, epilogue, weighted
+from fcdense.backends.replay import Call, Replay
 from fcdense.backends.spans import overlap, same_memory
 from fcdense.cuda import source
 from fcdense.cuda.driver import Driver
-from fcdense.cuda.geometry import blocks
+from fcdense.cuda.geometry import blocks, strides_in
 from fcdense.cuda.launcher import FLOAT64, Launcher
 from fcdense.program import Program, trace
 
@@ -28,6 +29,7 @@ class CudaBackend(Backend):
     """Kernels of our own over the memory of one GPU."""
 
     name = "cuda"
+    is_host = False
 
     def __init__(self, driver: Driver) -> None:
         super().__init__()
@@ -37,11 +39,30 @@ class CudaBackend(Backend):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.driver.empty(shape, dtype)
 
+    def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
+        np.broadcast_to(np.empty(x.shape, np.bool_), shape)  # raises where they do not fit
+        strides = tuple(step * x.dtype.itemsize for step in strides_in(x, shape))
+        return self.driver.view(x, 0, shape, strides, x.dtype)
+
+    def view(
+        self, base: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> Array:
+        return self.driver.view(base, offset, shape, strides, dtype)
+
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return self.driver.upload(array)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return self.driver.download(array)
+
+    @property
+    def implementation(self) -> str:
+        return f"CUDA ({self.driver.architecture})"
+
+    def replay(self, calls: Sequence[Call], kept: Sequence[Array] = ()) -> Replay:
+        from fcdense.cuda.graph import GraphReplay
+
+        return GraphReplay(self.driver, calls, self.implementation)
 
     # ---- dense layers ------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,34 +9,11 @@ from typing import Any
 import numpy as np
 
 from fcdense import emit
-from fcdense.arena import Array, host_empty
+from fcdense.arena import Array
 from fcdense.backends.cpu import CpuBackend
 from fcdense.backends.replay import Call, Replay
+from fcdense.backends.temporaries import Temporaries
 from fcdense.program import Program
-
-BYTES = np.dtype(np.uint8)
-
-
-class Temporaries:
-    """Arrays for primitives that run one after another: those of each lie where those of the one before lay."""
-
-    def __init__(self) -> None:
-        self._blocks: list[Array] = []
-        self._lent = 0
-
-    def take_back(self) -> None:
-        """The primitive is done with its arrays."""
-        self._lent = 0
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """One more array of undefined contents for this primitive."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        number, self._lent = self._lent, self._lent + 1
-        if number == len(self._blocks):
-            self._blocks.append(host_empty((nbytes,), BYTES))
-        elif self._blocks[number].size < nbytes:  # what was lent of the old one lives on
-            self._blocks[number] = host_empty((nbytes,), BYTES)
-        return np.ndarray(shape, dtype, self._blocks[number])
 
 
 class Notes(CpuBackend):
@@ -52,7 +28,7 @@ class Notes(CpuBackend):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
-        self._temporaries = Temporaries()
+        self._temporaries = Temporaries(self)
         self._scratch = emit.Scratch()
 
     @property

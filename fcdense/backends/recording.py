@@ -23,7 +23,7 @@ from fcdense.backends import known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
 from fcdense.backends.replay import Call
-from fcdense.backends.spans import overlap
+from fcdense.backends.spans import interface, overlap
 from fcdense.errors import CaptureError
 
 
@@ -113,7 +113,7 @@ class Recording:
         self._temporaries: list[Temporary] = []
         self._alive: dict[int, Temporary] = {}
         self._starts: list[int] = []
-        self._constants: dict[int, Array] = {}
+        self._constants: dict[int, tuple[Array, bytes]] = {}
 
     @property
     def is_here(self) -> bool:
@@ -135,9 +135,9 @@ class Recording:
             insort(self._starts, start)
         return array
 
-    def constant(self, array: Array) -> Array:
+    def constant(self, array: Array, number: bytes) -> Array:
         """Note that `array`, a single number, comes from the host."""
-        self._constants[address(array)] = array
+        self._constants[address(array)] = array, number
         return array
 
     def note(self, backend: Backend, primitive: str, arguments: Mapping[str, Any]) -> None:
@@ -171,7 +171,7 @@ class Recording:
         if not array.nbytes:
             return Operand(0, *form, None, array)
         if start in self._constants:
-            return Operand(start, *form, array.tobytes(), array)
+            return Operand(start, *form, self._constants[start][1], array)
         index = bisect_right(self._starts, start) - 1
         if index >= 0:
             temporary = self._alive[self._starts[index]]
@@ -204,21 +204,23 @@ class Recording:
         owners = {which: self._temporaries[which].owner() for which in spans}
         passing = [which for which in spans if owners[which] is None]
         offsets, total = place([spans[which] for which in passing])
-        pool = self.backend.empty((total,), np.dtype(np.uint8)) if self.backend and total else None
+        backend = self.backend
+        if backend is None:
+            return []
+        pool = backend.empty((total,), np.dtype(np.uint8)) if total else None
         memory = {which: (pool, offset) for which, offset in zip(passing, offsets, strict=True)}
         for which, owner in owners.items():
             if owner is not None:
                 memory[which] = owner, self._temporaries[which].start - address(owner)
         return [
-            _call(primitive, {name: _located(value, memory) for name, value in arguments.items()})
+            _call(primitive, {name: _located(value, memory, backend) for name, value in arguments.items()})
             for primitive, arguments in self.calls
         ]
 
 
 def address(array: Array) -> int:
     """Where the first element lies."""
-    where: int = array.__array_interface__["data"][0]
-    return where
+    return int(interface(array)["data"][0])
 
 
 def alike(ours: Any, theirs: Any) -> bool:
@@ -269,15 +271,15 @@ def _arrays(values: Any) -> Iterator[Array]:
             yield from _arrays(value)
 
 
-def _located(value: Any, memory: Mapping[int, tuple[Array, int]]) -> Any:
+def _located(value: Any, memory: Mapping[int, tuple[Array, int]], backend: Backend) -> Any:
     """A noted argument with arrays in the place of operands."""
     if isinstance(value, Operand):
         if not isinstance(value.place, tuple):
             return value.array
         base, offset = memory[value.place[0]]
-        return np.ndarray(value.shape, value.dtype, base, offset + value.place[1], value.strides)
+        return backend.view(base, offset + value.place[1], value.shape, value.strides, value.dtype)
     if type(value) is tuple:
-        return tuple([_located(item, memory) for item in value])
+        return tuple([_located(item, memory, backend) for item in value])
     return value
 
 
@@ -287,7 +289,7 @@ class RecordingBackend(Backend):
     def __init__(self, inner: Backend, recording: Recording) -> None:
         super().__init__()
         self.inner = inner
-        self.name = inner.name
+        self.name, self.is_host = inner.name, inner.is_host
         self._recording = recording
 
     @property
@@ -310,6 +312,9 @@ class RecordingBackend(Backend):
         array = self.inner.empty(shape, dtype)
         return self._recording.lend(array) if self._recording.is_here else array
 
+    def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.inner.broadcast_to(x, shape)
+
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         if not self._recording.is_here:
             return self.inner.from_host(array)
@@ -318,7 +323,7 @@ class RecordingBackend(Backend):
                 f"A tensor of shape {array.shape} was made from an array of the host while a step was recorded; every "
                 "replay would see the values of this moment. Make it a tensor outside of the step, or an argument."
             )
-        return self._recording.constant(self.inner.from_host(array.copy()))
+        return self._recording.constant(self.inner.from_host(array.copy()), array.tobytes())
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         if not self._recording.is_here:

@@ -140,7 +140,7 @@ def test_a_run_allocates_no_array():
 
 
 def test_temporaries_lie_in_one_place_one_after_another():
-    temporaries = Temporaries()
+    temporaries = Temporaries(CpuBackend())
     small, dtype = temporaries.empty((3, 4), np.dtype(np.float32)), np.dtype(np.float64)
     beside = temporaries.empty((5,), dtype)
     assert (small.shape, small.dtype) == ((3, 4), np.float32)
