@@ -3,8 +3,31 @@
 // A kernel is compiled as plain C++ with this header in the place of the GPU's own declarations, and run by runtime.cpp:
 // each thread of a block is a fiber, blocks follow one another. Nothing here is fast; it shows what a kernel computes.
 #pragma once
-#include <cmath>
-#include <cstring>
+
+// The functions of math.h that kernels call, one by one: <cmath> takes longer to compile than a kernel.
+#define EMULATED_FUNCTION(name, parameters_float, parameters_double) \
+    float name##f parameters_float noexcept;                         \
+    double name parameters_double noexcept;
+#define EMULATED_FUNCTION_OF_ONE(name) EMULATED_FUNCTION(name, (float), (double))
+#define EMULATED_FUNCTION_OF_TWO(name) EMULATED_FUNCTION(name, (float, float), (double, double))
+extern "C" {
+EMULATED_FUNCTION_OF_ONE(fabs)
+EMULATED_FUNCTION_OF_ONE(exp)
+EMULATED_FUNCTION_OF_ONE(expm1)
+EMULATED_FUNCTION_OF_ONE(log)
+EMULATED_FUNCTION_OF_ONE(log1p)
+EMULATED_FUNCTION_OF_ONE(sqrt)
+EMULATED_FUNCTION_OF_ONE(tanh)
+EMULATED_FUNCTION_OF_ONE(sinh)
+EMULATED_FUNCTION_OF_ONE(cosh)
+EMULATED_FUNCTION_OF_ONE(sin)
+EMULATED_FUNCTION_OF_ONE(cos)
+EMULATED_FUNCTION_OF_ONE(atan)
+EMULATED_FUNCTION_OF_ONE(erf)
+EMULATED_FUNCTION_OF_ONE(erfc)
+EMULATED_FUNCTION_OF_TWO(pow)
+EMULATED_FUNCTION_OF_TWO(hypot)
+}
 
 #define __global__
 #define __device__
@@ -74,16 +97,16 @@ T __shfl_sync(unsigned, T value, int lane) {
     return emulated_shuffle(value, lane);
 }
 
-inline float normcdff(float x) { return static_cast<float>(0.5 * std::erfc(-x * std::sqrt(0.5))); }
-inline double normcdf(double x) { return 0.5 * std::erfc(-x * std::sqrt(0.5)); }
+inline float normcdff(float x) { return static_cast<float>(0.5 * erfc(-static_cast<double>(x) * sqrt(0.5))); }
+inline double normcdf(double x) { return 0.5 * erfc(-x * sqrt(0.5)); }
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
-    std::memcpy(&bits, &x, 4);
+    __builtin_memcpy(&bits, &x, 4);
     return bits;
 }
 inline float __uint_as_float(unsigned bits) {
     float x;
-    std::memcpy(&x, &bits, 4);
+    __builtin_memcpy(&x, &bits, 4);
     return x;
 }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {

@@ -4,8 +4,6 @@
 // instructions"): lane l, with g = l / 4 and t = l % 4, holds of a 16-bit matrix the numbers (g, 2 t) and (g, 2 t + 1).
 // Sums are float32 in the order of k; a GPU sums in another order and with other rounding.
 #pragma once
-#include <cstdint>
-
 #include "emulation.h"
 
 namespace fcdense {
@@ -14,13 +12,13 @@ inline char* shared_memory() { return emulated_shared_memory(); }
 
 inline float half_to_float(unsigned short bits) {
     _Float16 x;
-    std::memcpy(&x, &bits, 2);
+    __builtin_memcpy(&x, &bits, 2);
     return x;
 }
 inline unsigned short float_to_half(float x) {
     const _Float16 rounded = static_cast<_Float16>(x);
     unsigned short bits;
-    std::memcpy(&bits, &rounded, 2);
+    __builtin_memcpy(&bits, &rounded, 2);
     return bits;
 }
 
@@ -42,12 +40,12 @@ inline void emulated_ldmatrix(unsigned (&r)[4], const void* row) {
     emulated_warp_meeting(&mine, [](void** slots) {
         for (int matrix = 0; matrix < 4; matrix++)
             for (int lane = 0; lane < 32; lane++) {
-                std::uint16_t pair[2];
+                unsigned short pair[2];
                 for (int e = 0; e < 2; e++) {
                     const int along = lane >> 2, across = (lane & 3) * 2 + e;
                     const int from = TRANSPOSED ? across : along, column = TRANSPOSED ? along : across;
                     const auto* source = static_cast<EmulatedLoad*>(slots[matrix * 8 + from])->row;
-                    pair[e] = static_cast<const std::uint16_t*>(source)[column];
+                    pair[e] = static_cast<const unsigned short*>(source)[column];
                 }
                 static_cast<EmulatedLoad*>(slots[lane])->registers[matrix] = pair[0] | unsigned(pair[1]) << 16;
             }
@@ -72,9 +70,9 @@ inline void emulated_mma_16bit(float* d, const unsigned* a, const unsigned* b) {
             const int g = lane >> 2, t = (lane & 3) * 2;
             for (int i = 0; i < K / 4; i++)
                 for (int e = 0; e < 2; e++)
-                    a_[g + (i & 1) * 8][t + (i >> 1) * 8 + e] = TO_FLOAT(static_cast<std::uint16_t>(m.a[i] >> 16 * e));
+                    a_[g + (i & 1) * 8][t + (i >> 1) * 8 + e] = TO_FLOAT(static_cast<unsigned short>(m.a[i] >> 16 * e));
             for (int i = 0; i < K / 8; i++)
-                for (int e = 0; e < 2; e++) b_[t + i * 8 + e][g] = TO_FLOAT(static_cast<std::uint16_t>(m.b[i] >> 16 * e));
+                for (int e = 0; e < 2; e++) b_[t + i * 8 + e][g] = TO_FLOAT(static_cast<unsigned short>(m.b[i] >> 16 * e));
             for (int i = 0; i < 4; i++) d_[g + (i >> 1) * 8][t + (i & 1)] = m.d[i];
         }
         for (int i = 0; i < 16; i++)

@@ -4,8 +4,6 @@
 // barrier shows in one order and not in another, and so is the moment of asynchronous copies: as late as allowed, when
 // they are waited for, or at once. Shared memory starts as NaN for every block.
 #include <algorithm>
-#include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
