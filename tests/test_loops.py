@@ -7,7 +7,7 @@ import pytest
 
 from fcdense import activations, emit, loops
 from fcdense.activation import Activation
-from fcdense.backends.cpu import epilogue
+from fcdense.backends.programs import epilogue
 from fcdense.errors import ArgumentError, DTypeError
 from fcdense.expression import evaluate
 from fcdense.program import Program, trace

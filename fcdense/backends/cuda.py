@@ -11,7 +11,7 @@ import numpy as np
 from fcdense.activation import Activation
 from fcdense.arena import Array
 from fcdense.backends.base import Backend, Mode, Reduction
-from fcdense.backends.cpu import chain, epilogue, weighted
+from fcdense.backends.programs import chain, epilogue, weighted
 from fcdense.backends.replay import Call, Replay
 from fcdense.backends.spans import overlap, same_memory
 from fcdense.cuda import source
@@ -118,7 +118,7 @@ class CudaBackend(Backend):
         if not z_bk.size:
             return
         kernel = source.softmax(z_bk.dtype, classes, log)
-        words = self.launcher.place("z", z_bk) | {"out": self.driver.address(out), "out_row": classes}
+        words = self.launcher.place("z", z_bk) | {"out": self.driver.address(out)}
         grid = blocks(rows, source.rows_of_a_block(classes)), 1, 1
         self.launcher.launch(kernel, grid, **words, rows=rows, classes=classes)
 
@@ -144,7 +144,7 @@ class CudaBackend(Backend):
                     "weight_stride": weight_b.strides[0] // weight_b.dtype.itemsize,
                 }
             if dz is not None:
-                words |= {"dz": self.driver.address(dz), "dz_row": classes}
+                words["dz"] = self.driver.address(dz)
             grid = blocks(rows, source.rows_of_a_block(classes)), 1, 1
             self.launcher.launch(
                 kernel, grid, **words, scale=scale, losses=self.driver.address(losses), rows=rows, classes=classes
@@ -251,9 +251,8 @@ class CudaBackend(Backend):
 
     def _indexed(self, x: Array, index: Array, out: Array, columns: int) -> dict[str, int]:
         """The fields of `Rows`, for rows of so many numbers; all arrays are contiguous."""
-        words = {"index": self.driver.address(index), "index_stride": 1, "count": index.size}
-        words |= {"x": self.driver.address(x), "x_row": columns, "x_column": 1}
-        return words | {"out": self.driver.address(out), "out_row": columns, "columns": columns}
+        words = {name: self.driver.address(a) for name, a in (("x", x), ("index", index), ("out", out))}
+        return words | {"count": index.size, "columns": columns}
 
     def norm2(self, x: Array, *, out: Array) -> None:
         if x.size:

@@ -15,7 +15,6 @@ from fcdense import loops
 from fcdense.activation import Activation
 from fcdense.arena import Array
 from fcdense.backends.base import Mode
-from fcdense.backends.cpu import chain, epilogue, weighted
 from fcdense.backends.fusion import Update
 from fcdense.backends.instructions import (
     FLOATS,
@@ -35,6 +34,7 @@ from fcdense.backends.instructions import (
     tile_of,
     total,
 )
+from fcdense.backends.programs import chain, epilogue, weighted
 from fcdense.kernels.numba import gemm, rows, sums
 from fcdense.kernels.numba.pool import address
 from fcdense.kernels.numba.simd import VECTOR_BYTES

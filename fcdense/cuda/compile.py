@@ -1,15 +1,13 @@
 """Kernels compiled by NVRTC for one architecture, and kept on disk. Needs no GPU and no driver: the pip wheels do.
 
 A file is named by the digest of all that it was made from: source and headers, options, architecture, and version of
-the compiler. It begins with the digest of its contents, so that a damaged one is made anew.
+the compiler. A damaged one is made anew.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +15,9 @@ from typing import Any, NamedTuple
 from fcdense import kernels
 from fcdense.cuda.source import Kernel
 from fcdense.errors import DeviceError
-from fcdense.log import logger
+from fcdense.kernels import code_cache
 
 OPTIONS = ("-std=c++17", "-default-device", "-lineinfo", "--ptxas-options=-v")
-DIGEST = 32
 
 
 class Image(NamedTuple):
@@ -107,40 +104,14 @@ def nvrtc() -> Nvrtc:
     return Nvrtc()
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels lie."""
-    root = os.environ.get("FCDENSE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "fcdense") / "cuda"
-
-
 def code(kernel: Kernel, architecture: str) -> bytes:
     """The code of a kernel, from disk or from the compiler."""
     compiler = nvrtc()
     parts = [kernel.text.encode(), *headers().values(), *(o.encode() for o in OPTIONS), architecture.encode()]
     name = hashlib.sha256(b"\0".join([*parts, compiler.version.encode()])).hexdigest()[:40]
-    path = cache_folder() / f"{name}.cubin"
-    try:
-        held = path.read_bytes()
-        if hashlib.sha256(held[DIGEST:]).digest() == held[:DIGEST]:
-            return held[DIGEST:]
-    except OSError:
-        pass
-    made = compiler.compile(kernel.text, architecture, kernel.name).code
-    _keep(path, hashlib.sha256(made).digest() + made)
-    return made
-
-
-def _keep(path: Path, contents: bytes) -> None:
-    """Write a file whole or not at all; where that cannot be, say so once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(contents)
-        os.replace(file.name, path)
-    except OSError as error:
-        _warn(str(path.parent), str(error))
-
-
-@cache
-def _warn(folder: str, error: str) -> None:
-    logger.warning("compiled kernels cannot be kept in %s, so each process compiles them: %s", folder, error)
+    path = code_cache.folder_of("cuda") / f"{name}.cubin"
+    found = code_cache.read(path)
+    if found is None:
+        found = compiler.compile(kernel.text, architecture, kernel.name).code
+        code_cache.keep(path, found)
+    return found

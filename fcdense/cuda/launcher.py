@@ -38,10 +38,8 @@ class Launcher:
         self.driver = driver
         self._lender = lender
 
-    def place(self, name: str, array: Array | None) -> dict[str, int]:
+    def place(self, name: str, array: Array) -> dict[str, int]:
         """Where a matrix or vector lies, as the fields `name`, `name_row`, `name_column`."""
-        if array is None:
-            return {name: 0}
         row, column = (*(s // array.dtype.itemsize for s in array.strides), 0, 0)[:2]
         return {name: self.driver.address(array), f"{name}_row": row, f"{name}_column": column}
 

@@ -188,10 +188,10 @@ def rows_of_a_block(length: int) -> int:
     return ROW_THREADS // _group(length)
 
 
-SOFTMAX = struct(z=ADDRESS, z_row=WORD, z_column=WORD, out=ADDRESS, out_row=WORD, rows=WORD, classes=WORD)
+SOFTMAX = struct(z=ADDRESS, z_row=WORD, z_column=WORD, out=ADDRESS, rows=WORD, classes=WORD)
 CROSS_ENTROPY = struct(
     z=ADDRESS, z_row=WORD, z_column=WORD, target=ADDRESS, target_row=WORD, target_column=WORD,
-    weight=ADDRESS, weight_stride=WORD, scale=np.float64, losses=ADDRESS, dz=ADDRESS, dz_row=WORD,
+    weight=ADDRESS, weight_stride=WORD, scale=np.float64, losses=ADDRESS, dz=ADDRESS,
     rows=WORD, classes=WORD,
 )  # fmt: skip
 
@@ -221,10 +221,7 @@ def reduce(operation: str, function: str, x: DType, out: DType, within: str, dim
     return Kernel(operation, text, reduction(dims), ROW_THREADS, 64)
 
 
-ROWS = struct(
-    x=ADDRESS, x_row=WORD, x_column=WORD, index=ADDRESS, index_stride=WORD, out=ADDRESS, out_row=WORD, count=WORD,
-    columns=WORD,
-)  # fmt: skip
+ROWS = struct(x=ADDRESS, index=ADDRESS, out=ADDRESS, count=WORD, columns=WORD)
 
 
 @cache

@@ -6,13 +6,11 @@
 
 namespace fcdense {
 
+// All of it is contiguous.
 struct Rows {
     const void* x;
-    Index x_row, x_column;
     const Index* index;
-    Index index_stride;
     void* out;
-    Index out_row;
     Index count, columns;  // of the index; of a row
 };
 
@@ -21,8 +19,8 @@ template <class T>
 __device__ void gather_rows(const Rows& a) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = a.count * a.columns;
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
-        const Index k = i / a.columns, j = i % a.columns, row = a.index[k * a.index_stride];
-        static_cast<T*>(a.out)[k * a.out_row + j] = static_cast<const T*>(a.x)[row * a.x_row + j * a.x_column];
+        const Index row = a.index[i / a.columns];
+        static_cast<T*>(a.out)[i] = static_cast<const T*>(a.x)[row * a.columns + i % a.columns];
     }
 }
 
@@ -38,13 +36,13 @@ __device__ void scatter_add_rows(const Scatter& s) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = s.out_rows * a.columns;
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
         const Index row = i / a.columns, j = i % a.columns;
-        T* out = static_cast<T*>(a.out) + row * a.out_row + j;
-        T sum = *out;
+        T& out = static_cast<T*>(a.out)[i];
+        T sum = out;
         for (Index k = 0; k < a.count; k++)
-            if (a.index[k * a.index_stride] == row)
+            if (a.index[k] == row)
                 sum = Rounded<T>::of(widened<Compute<T>>(sum) +
-                                     widened<Compute<T>>(static_cast<const T*>(a.x)[k * a.x_row + j * a.x_column]));
-        *out = sum;
+                                     widened<Compute<T>>(static_cast<const T*>(a.x)[k * a.columns + j]));
+        out = sum;
     }
 }
 

@@ -7,11 +7,17 @@
 
 namespace fcdense {
 
+template <class C, class T, int THREADS>
+__device__ __forceinline__ C row_maximum(const Group<THREADS>& group, const T* z, Index stride, Index classes) {
+    C largest = Maximum::start<C>();
+    for (Index k = group.rank; k < classes; k += THREADS) largest = maximum(largest, widened<C>(z[k * stride]));
+    return group.template joined<Maximum>(largest);
+}
+
 struct Softmax {
     const void* z;
     Index z_row, z_column;
-    void* out;
-    Index out_row;
+    void* out;  // contiguous
     Index rows, classes;
 };
 
@@ -23,11 +29,9 @@ __device__ void softmax(const Softmax& a) {
     const Index row = static_cast<Index>(blockIdx.x) * (BLOCK / THREADS) + group.number;
     const Index existing = row < a.rows ? row : a.rows - 1;  // all threads take part in `joined`
     const T* z = static_cast<const T*>(a.z) + existing * a.z_row;
-    T* out = static_cast<T*>(a.out) + existing * a.out_row;
-    C largest = Maximum::start<C>(), sum = 0;
-    for (Index k = group.rank; k < a.classes; k += THREADS)
-        largest = maximum(largest, widened<C>(z[k * a.z_column]));
-    largest = group.template joined<Maximum>(largest);
+    T* out = static_cast<T*>(a.out) + existing * a.classes;
+    const C largest = row_maximum<C>(group, z, a.z_column, a.classes);
+    C sum = 0;
     for (Index k = group.rank; k < a.classes; k += THREADS) sum += exp(widened<C>(z[k * a.z_column]) - largest);
     sum = group.template joined<Sum>(sum);
     const C logarithm = LOG ? log(sum) : C(0);
@@ -47,8 +51,7 @@ struct CrossEntropy {
     Index weight_stride;
     double scale;
     void* losses;  // one of each row, as they are computed
-    void* dz;      // null, or the gradient; it may be z
-    Index dz_row;
+    void* dz;      // null, or the gradient, contiguous; it may be z
     Index rows, classes;
 };
 
@@ -63,10 +66,8 @@ __device__ void cross_entropy(const CrossEntropy& a) {
     const T* t = static_cast<const T*>(a.target) + existing * a.target_row;
     Index wanted = -1;
     if constexpr (CLASSES) wanted = static_cast<const Index*>(a.target)[existing * a.target_row];
-    C largest = Maximum::start<C>(), sum = 0, mass = 0, loss = 0;
-    for (Index k = group.rank; k < a.classes; k += THREADS)
-        largest = maximum(largest, widened<C>(z[k * a.z_column]));
-    largest = group.template joined<Maximum>(largest);
+    const C largest = row_maximum<C>(group, z, a.z_column, a.classes);
+    C sum = 0, mass = 0, loss = 0;
     for (Index k = group.rank; k < a.classes; k += THREADS) {
         sum += exp(widened<C>(z[k * a.z_column]) - largest);
     }
@@ -86,7 +87,7 @@ __device__ void cross_entropy(const CrossEntropy& a) {
     if (a.weight) factor *= widened<C>(static_cast<const T*>(a.weight)[row * a.weight_stride]);
     if (group.rank == 0) static_cast<C*>(a.losses)[row] = factor * loss;
     if (!a.dz) return;
-    T* dz = static_cast<T*>(a.dz) + row * a.dz_row;
+    T* dz = static_cast<T*>(a.dz) + row * a.classes;
     for (Index k = group.rank; k < a.classes; k += THREADS) {
         const C share = CLASSES ? C(k == wanted) : widened<C>(t[CLASSES ? 0 : k * a.target_column]);
         const C p = exp(widened<C>(z[k * a.z_column]) - largest) / sum;

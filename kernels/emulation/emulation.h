@@ -42,7 +42,7 @@ struct dim3 {
 };
 
 extern "C" {
-// The thread that runs now. `copies` is the runtime's list of asynchronous copies of this thread.
+// The thread that runs now.
 struct EmulatedThread {
     dim3 index;
     int lane;
@@ -54,9 +54,6 @@ char* emulated_shared_memory();
 void emulated_block_barrier();
 // Waits for the other threads of the warp; the last one calls work(slots), where slots[lane] is what each brought.
 void emulated_warp_meeting(void* mine, void (*work)(void** slots));
-void emulated_copy(void* to, const void* from, int bytes);
-void emulated_copy_commit();
-void emulated_copy_wait(int groups_left);
 }
 
 #define threadIdx (emulated_thread->index)

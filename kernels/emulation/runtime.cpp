@@ -1,8 +1,7 @@
 // Runs the threads of a block as fibers on one thread of the processor, block after block.
 //
 // Threads are switched where they wait: at barriers and where a warp meets. Their order is a parameter, since a missing
-// barrier shows in one order and not in another, and so is the moment of asynchronous copies: as late as allowed, when
-// they are waited for, or at once. Shared memory starts as NaN for every block.
+// barrier shows in one order and not in another. Shared memory starts as NaN for every block.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -24,12 +23,6 @@ constexpr int WARP = 32;
 
 enum Order { FORWARD, REVERSE, SHUFFLED, WARP_BY_WARP };
 
-struct Copy {
-    void* to;
-    const void* from;
-    int bytes;
-};
-
 struct Warp {
     int arrived = 0, alive = 0;
     long meeting = 0;
@@ -44,8 +37,6 @@ struct Fiber : EmulatedThread {
 #endif
     Warp* warp;
     bool done;
-    std::vector<Copy> open;
-    std::vector<std::vector<Copy>> groups;
 };
 
 struct Launch {
@@ -54,7 +45,6 @@ struct Launch {
     Fiber* current;
     int alive, at_barrier;
     long barrier, progress;
-    bool copies_early;
 #if defined(__x86_64__)
     void* stack_pointer;
 #else
@@ -164,35 +154,9 @@ void emulated_warp_meeting(void* mine, void (*work)(void**)) {
     while (warp.meeting == here) leave();
 }
 
-void emulated_copy(void* to, const void* from, int bytes) {
-    if (!launch.copies_early)
-        launch.current->open.push_back({to, from, bytes});
-    else if (from)
-        std::memcpy(to, from, bytes);
-    else
-        std::memset(to, 0, bytes);
-}
-
-void emulated_copy_commit() {
-    launch.current->groups.push_back(std::move(launch.current->open));
-    launch.current->open.clear();
-}
-
-void emulated_copy_wait(int groups_left) {
-    auto& groups = launch.current->groups;
-    while (static_cast<int>(groups.size()) > groups_left) {
-        for (const Copy& copy : groups.front())
-            if (copy.from)
-                std::memcpy(copy.to, copy.from, copy.bytes);
-            else
-                std::memset(copy.to, 0, copy.bytes);
-        groups.erase(groups.begin());
-    }
-}
-
-// Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for. `failed` gets the block.
+// Runs a grid; 0, or 1 for threads that wait for ever. `failed` gets the block.
 int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, void* arguments, int order,
-                    int copies_early, unsigned* failed) {
+                    unsigned* failed) {
     const int threads = static_cast<int>(block[0] * block[1] * block[2]);
     const size_t bytes = STACK * threads;
     char* stacks = static_cast<char*>(
@@ -204,7 +168,6 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
     launch = {};
     launch.kernel = kernel;
     launch.arguments = arguments;
-    launch.copies_early = copies_early != 0;
     emulated_block_size = {block[0], block[1], block[2]};
     emulated_grid_size = {grid[0], grid[1], grid[2]};
     int status = 0;
@@ -224,13 +187,9 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
                     fiber.warp = &warps[i / WARP];
                     fiber.warp->alive++;
                     fiber.done = false;
-                    fiber.open.clear();
-                    fiber.groups.clear();
                     prepare(fiber, stacks + STACK * i);
                 }
                 if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
-                for (const Fiber& fiber : fibers)
-                    if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
                 failed[0] = x;
                 failed[1] = y;
                 failed[2] = z;

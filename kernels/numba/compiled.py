@@ -1,8 +1,7 @@
 """Compiled kernels, and what is kept of them on disk: an object file each, named by a hash of what it was made from.
 
-That is its source, the sources in this package, the versions and the processor. The SHA-256 of name and machine code
-ends the file: code that was cut short or altered is never run. A process that finds all its kernels there never wakes
-up Numba's compiler, which takes a quarter of a second by itself.
+That is its source, the sources in this package, the versions and the processor. A process that finds all its kernels
+there never wakes up Numba's compiler, which takes a quarter of a second by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gc
 import hashlib
 import logging
 import math
-import os
 import sys
 import threading
 import time
@@ -30,12 +28,13 @@ from numba.core import compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from fcdense.kernels import code_cache
+
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and nothing can be compiled")
 
 logger = logging.getLogger("fcdense")
 
-DIGEST = hashlib.sha256().digest_size
 PATIENCE = 0.7
 """Seconds of compiling after which the user is told what takes so long, if it goes on."""
 
@@ -129,9 +128,9 @@ def load(source: str) -> Kernel:
     with _lock:
         if source not in _kernels:
             name = "fcdense_" + hashlib.sha256(f"{_version()}\n{source}".encode()).hexdigest()[:32]
-            folder = Path(os.environ.get("FCDENSE_CACHE") or "~/.cache/fcdense").expanduser() / "numba"
-            code = _read(folder, name)
-            _kernels[source] = _compile(source, name, folder) if code is None else _link(code, name)
+            path = code_cache.folder_of("numba") / f"{name}.o"
+            code = code_cache.read(path)
+            _kernels[source] = _compile(source, name, path) if code is None else _link(code, name)
         return _kernels[source]
 
 
@@ -147,20 +146,16 @@ def _version() -> str:
     return " ".join(map(str, (*versions, *settings, *processor)))
 
 
-def _compile(source: str, name: str, folder: Path) -> Kernel:
+def _compile(source: str, name: str, path: Path) -> Kernel:
     global _seconds
     if _seconds > PATIENCE:
-        _explain(f"compiling kernels for this processor, once; they are kept in {folder}")
+        _explain(f"compiling kernels for this processor, once; they are kept in {path.parent}")
         _seconds = -math.inf
     start = time.perf_counter()
     with _no_collections():
         library = library_of(source, name)
     _seconds += time.perf_counter() - start
-    code = library._get_compiled_object()
-    try:
-        _write(folder / f"{name}.o", code + _digest(name, code))
-    except OSError as error:
-        _warn_of(folder, error.strerror or str(error))
+    code_cache.keep(path, library._get_compiled_object())
     return Kernel(library.get_pointer_to_function(name), True, library)
 
 
@@ -217,45 +212,8 @@ def _link(code: bytes, name: str) -> Kernel:
     return Kernel(engine.get_function_address(name), False, engine)
 
 
-def _digest(name: str, code: bytes) -> bytes:
-    """Of the name too: a file under another one's name is not that one."""
-    return hashlib.sha256(name.encode() + code).digest()
-
-
-def _read(folder: Path, name: str) -> bytes | None:
-    """The machine code of a kernel; None where there is none, or none that is whole."""
-    try:
-        content = (folder / f"{name}.o").read_bytes()
-    except OSError:
-        return None
-    code, digest = content[:-DIGEST], content[-DIGEST:]
-    return code if code and _digest(name, code) == digest else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _explain(message: str) -> None:
     """Tell who waits: the log, or the terminal where nobody reads that."""
     logger.info(message)
     if not logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
         print(f"fcdense: {message}", file=sys.stderr)
-
-
-@functools.cache
-def _warn_of(folder: Path, error: str) -> None:
-    logger.warning(
-        "Compiled kernels cannot be kept in %s (%s): each process compiles them anew. Name a folder that can be "
-        "written to in FCDENSE_CACHE.",
-        folder,
-        error,
-    )

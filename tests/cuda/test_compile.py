@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("cuda.pathfinder")
 
 from fcdense import activations
-from fcdense.backends.cpu import epilogue
+from fcdense.backends.programs import epilogue
 from fcdense.cuda import compile as compiling
 from fcdense.cuda import plan, source
 from fcdense.cuda.source import Kernel

@@ -43,7 +43,7 @@ def test_activations(name: str, backend: CudaBackend) -> None:
     with np.errstate(all="ignore"):
         exact = emit.apply(act.forward_with_derivative, x.astype(np.float64))
     for ours, theirs in zip((y, slope), exact, strict=True):
-        bound = 8 * np.finfo(np.float32).eps * np.maximum(1.0, np.abs(theirs)) + 1e-37
+        bound = 4 * np.finfo(np.float32).eps * np.maximum(1.0, np.abs(theirs)) + 1e-37
         with np.errstate(all="ignore"):
             wrong = ~(np.abs(backend.to_host(ours) - theirs) <= bound) & np.isfinite(theirs)
         assert not wrong.any(), f"{name} at {x[wrong]}: {backend.to_host(ours)[wrong]}, not {theirs[wrong]}"
@@ -130,14 +130,26 @@ def test_nothing_is_undefined(name: str, capfd: pytest.CaptureFixture[str]) -> N
     assert "runtime error" not in capfd.readouterr().err
 
 
+def test_what_is_undefined_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    driver = DamagedDriver(
+        "gemm_simt.cuh",
+        "    FromA next_a;\n",
+        "    const int huge = p.rows + 2147483647;\n    FromA next_a;\n    if (huge == 5) return;\n",
+        0,
+        ("-fsanitize=undefined",),
+    )
+    products(CudaBackend(driver))
+    assert "runtime error: signed integer overflow" in capfd.readouterr().err
+
+
 # ---- damaged sources -------------------------------------------------------------------------------------------------
 
 
 class DamagedDriver(EmulatedDriver):
     """Replaces the text `old` in one header, at its `number`-th place."""
 
-    def __init__(self, header: str, old: str, new: str, number: int) -> None:
-        super().__init__()
+    def __init__(self, header: str, old: str, new: str, number: int, options: tuple[str, ...] = ()) -> None:
+        super().__init__(options)
         self._header = header
         text = Path(SOURCES / "cuda" / header).read_text(encoding="utf-8")
         parts = text.split(old)

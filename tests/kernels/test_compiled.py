@@ -20,6 +20,7 @@ pytest.importorskip("numba")
 from numba import types
 
 from fcdense import loops
+from fcdense.kernels import code_cache
 from fcdense.kernels.numba import compiled, gemm, pool, rows, spread, sums
 from fcdense.program import trace
 
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path))
     monkeypatch.setattr(compiled, "_kernels", {})
     monkeypatch.setattr(compiled, "_seconds", 0.0)
-    compiled._warn_of.cache_clear()
+    code_cache.warn_of.cache_clear()
     return tmp_path / "numba"
 
 
@@ -106,7 +107,7 @@ def test_damaged_machine_code_is_replaced(folder: Path, damage: str) -> None:
     elif damage == "altered":
         path.write_bytes(content[:99] + bytes([content[99] ^ 1]) + content[100:])
     else:
-        path.write_bytes({"cut short": content[:-9], "emptied": b""}.get(damage, content[-compiled.DIGEST :]))
+        path.write_bytes({"cut short": content[:-9], "emptied": b""}.get(damage, content[-code_cache.DIGEST :]))
     assert reload() is True
     assert reload() is False
 
