@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import zlib
 
 import hypothesis
@@ -27,6 +28,12 @@ def cuda_missing() -> str:
     if status:
         return f"the CUDA driver answers with error {status}"
     return "" if count.value else "the CUDA driver finds no device"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of garbage collection: with it, each of the suite's collections takes 0.3 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,6 +23,12 @@ QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3", "--max-others"
 TINY = ["--sizes", "1x4x3,2x4x3", "--networks", "4-3-2", "--batches", "1,2", *QUICK]
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are folded where the figures beside them leave no room, which depends on what was measured."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def measured(path: Path, *arguments: str) -> dict[str, Any]:
     assert main([*TINY, "--json", str(path), *arguments]) == DONE
     data: dict[str, Any] = json.loads(path.read_text())
