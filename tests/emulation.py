@@ -31,6 +31,8 @@ from fcdense.errors import OutOfMemory
 HostArray = np.ndarray[Any, Any]
 SOURCES = Path(kernels.__file__).parent
 GUARD = 32 * 1024
+FENCE = 0x7F
+"""What a guard is filled with: as numbers very large, and other than those which a fresh array is filled with."""
 CAPACITY = 1 << 31
 ORDERS = ("forward", "reverse", "shuffled", "warp by warp")
 
@@ -127,6 +129,8 @@ class EmulatedDriver(Driver):
     ----------
     order : str
         One of ORDERS: in which the threads of a block take their turns.
+    copies_early : bool
+        Whether asynchronous copies are made at once, instead of as late as they may be.
     """
 
     name = "emu"
@@ -134,6 +138,7 @@ class EmulatedDriver(Driver):
 
     def __init__(self, options: tuple[str, ...] = ()) -> None:
         self.order = ORDERS[0]
+        self.copies_early = False
         self.launches: list[str] = []
         self._options = options
         self._kernels: dict[str, Any] = {}
@@ -146,15 +151,16 @@ class EmulatedDriver(Driver):
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > CAPACITY:
             raise OutOfMemory(f"{self.name} cannot hold an array of {nbytes:,} bytes; {CAPACITY:,} are free.")
-        raw = np.full(nbytes + 2 * GUARD, 0xFF, np.uint8)
+        raw = np.full(nbytes + 2 * GUARD, FENCE, np.uint8)
         start = GUARD - raw.ctypes.data % 256
+        raw[start : start + nbytes] = 0xFF
         self._guarded.append((weakref.ref(raw), start, start + nbytes))
         return EmulatedArray(np.ndarray(shape, dtype, raw, start))
 
     def damaged_guards(self) -> int:
         """How many of the arrays that live had something written before or behind them."""
         living = [(raw, start, stop) for ref, start, stop in self._guarded if (raw := ref()) is not None]
-        return sum(bool((raw[:start] != 0xFF).any() or (raw[stop:] != 0xFF).any()) for raw, start, stop in living)
+        return sum(bool((raw[:start] != FENCE).any() or (raw[stop:] != FENCE).any()) for raw, start, stop in living)
 
     def view(self, base: EmulatedArray, offset: int, shape: Any, strides: Any, dtype: Any) -> EmulatedArray:
         if offset:
@@ -207,11 +213,13 @@ class EmulatedDriver(Driver):
                 triple(kernel.threads, 1, 1),
                 ctypes.c_void_p(arguments.ctypes.data),
                 ORDERS.index(self.order),
+                int(self.copies_early),
                 failed,
             )
         self.launches.append(kernel.name)
         if status:
-            raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: threads wait for each other for ever")
+            sentences = {1: "threads wait for each other for ever", 2: "a copy was never waited for"}
+            raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: {sentences[status]}")
 
     @contextmanager
     def _recording(self) -> Iterator[list[Callable[[], None]]]:

@@ -18,11 +18,10 @@ from fcdense.cuda import source
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.geometry import blocks, strides_in
 from fcdense.cuda.launcher import FLOAT64, Launcher
+from fcdense.cuda.product import ADDED, SUM, Products
 from fcdense.program import Program, trace
 
 CONSTANT = trace(lambda value: value, 0, 1, name="fill")
-SUM = trace(lambda z: z, 1, name="product")
-ADDED = trace(lambda z, c: z + c, 2, name="added_product")
 
 
 class CudaBackend(Backend):
@@ -35,6 +34,7 @@ class CudaBackend(Backend):
         super().__init__()
         self.driver = driver
         self.launcher = Launcher(driver, self)
+        self.products = Products(self.launcher)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.driver.empty(shape, dtype)
@@ -70,7 +70,7 @@ class CudaBackend(Backend):
         self, x_bi: Array, w_io: Array, b_o: Array | None, act: Activation, *, out: Array, aux: Array | None = None
     ) -> None:
         outs = (out,) if aux is None else (out, aux)
-        self.launcher.product(
+        self.products.run(
             x_bi, w_io, epilogue(act, b_o is not None, aux is not None), () if b_o is None else (b_o,), outs
         )
 
@@ -86,13 +86,11 @@ class CudaBackend(Backend):
         mode: Mode = "overwrite",
     ) -> None:
         inputs = () if aux_bi is None else (aux_bi,)
-        self.launcher.product(
-            dz_bo, w_io.T, SUM if act.is_linear else chain(act), inputs, (out,), db, mode == "accumulate"
-        )
+        self.products.run(dz_bo, w_io.T, SUM if act.is_linear else chain(act), inputs, (out,), db, mode == "accumulate")
 
     def dense_grad_weight(self, x_bi: Array, dz_bo: Array, *, out: Array, mode: Mode = "overwrite") -> None:
         added = mode == "accumulate"
-        self.launcher.product(x_bi.T, dz_bo, ADDED if added else SUM, (out,) if added else (), (out,))
+        self.products.run(x_bi.T, dz_bo, ADDED if added else SUM, (out,) if added else (), (out,))
 
     def act_grad(
         self,
@@ -219,7 +217,7 @@ class CudaBackend(Backend):
                 ]
                 for x in (a, b)
             )
-            self.launcher.product(left, right, SUM, (), (out[place],))
+            self.products.run(left, right, SUM, (), (out[place],))
 
     def copy(self, x: Array, *, out: Array) -> None:
         if not out.size:

@@ -104,6 +104,11 @@ def nvrtc() -> Nvrtc:
     return Nvrtc()
 
 
+def image(kernel: Kernel, architecture: str) -> Image:
+    """What the compiler makes of a kernel."""
+    return nvrtc().compile(kernel.text, architecture, kernel.name)
+
+
 def code(kernel: Kernel, architecture: str) -> bytes:
     """The code of a kernel, from disk or from the compiler."""
     compiler = nvrtc()
@@ -112,6 +117,6 @@ def code(kernel: Kernel, architecture: str) -> bytes:
     path = code_cache.folder_of("cuda") / f"{name}.cubin"
     found = code_cache.read(path)
     if found is None:
-        found = compiler.compile(kernel.text, architecture, kernel.name).code
+        found = image(kernel, architecture).code
         code_cache.keep(path, found)
     return found

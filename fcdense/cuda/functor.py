@@ -7,7 +7,7 @@ What `codegen.py` is to NumPy and `loops.py` to Numba, this is to CUDA. The func
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,26 +74,51 @@ def computed(inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> 
     return "double" if "float64" in floats else "float"
 
 
-def functor(program: Program, inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> str:
-    """The struct `Program` for operands of these dtypes."""
+def functor(
+    program: Program,
+    inputs: Sequence[np.dtype[Any]],
+    outs: Sequence[np.dtype[Any]],
+    repeated: Collection[int] = (),
+) -> str:
+    """The struct `Program` for operands of these dtypes.
+
+    `repeated` are the numbers of the inputs that the last axis repeats; to be told where it takes several at once.
+    """
     writer = _Writer(program, inputs, outs)
     n_inputs, n_outputs, n_scalars = program.n_inputs, len(program.outputs), program.n_scalars
-    first = f"load<C, {stored(inputs[0])}>(a.inputs[0], place)" if inputs else "C(0)"
-    body = "\n        ".join(writer.lines())
+    loads = [
+        f"load{'_repeated' if k in repeated else ''}<C, {stored(dtype)}, N>(a.inputs[{k}], place)"
+        for k, dtype in enumerate(inputs)
+    ]
+    first = loads[0] if loads else "{}"
+    before = [f"const Numbers<C, N> x{k} = {load};" for k, load in enumerate(loads) if k]
+    results = ", ".join(f"y{k}" for k in range(n_outputs))
+    stores = [f"store<{stored(dtype)}>(a.outputs[{k}], place, y{k});" for k, dtype in enumerate(outs)]
+    each = "\n            ".join(writer.lines())
+    before_and_results = "\n        ".join([*before, f"Numbers<C, N> {results};"])
+    after = "\n        ".join(stores)
     return f"""// {program.name}
 struct Program {{
     using C = {writer.type};
     template <int DIMS>
     using Arguments = Operands<DIMS, {n_inputs}, {n_outputs}, {n_scalars}>;
 
-    template <int DIMS>
-    static __device__ __forceinline__ C run(const Arguments<DIMS>& a, const Place<DIMS>& place) {{
-        return run(a, place, {first});
+    template <int N, int DIMS>
+    static __device__ __forceinline__ void run(const Arguments<DIMS>& a, const Place<DIMS>& place) {{
+        Numbers<C, N> x0 = {first};
+        run(a, place, x0);
     }}
 
-    template <int DIMS>
-    static __device__ __forceinline__ C run(const Arguments<DIMS>& a, const Place<DIMS>& place, C x0) {{
-        {body}
+    // Input 0 is given in x0, which becomes output 0.
+    template <int N, int DIMS>
+    static __device__ __forceinline__ void run(const Arguments<DIMS>& a, const Place<DIMS>& place, Numbers<C, N>& x0) {{
+        {before_and_results}
+#pragma unroll
+        for (int e = 0; e < N; e++) {{
+            {each}
+        }}
+        {after}
+        x0 = y0;
     }}
 }};
 """
@@ -104,8 +129,6 @@ class _Writer:
 
     def __init__(self, program: Program, inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> None:
         self.program = program
-        self.inputs = inputs
-        self.outs = outs
         self.type = computed(inputs, outs)
         self._names: dict[Expr, str] = {}
 
@@ -117,18 +140,15 @@ class _Writer:
             if line:
                 lines.append(line)
         results = [f"C({self._operand(e, uniform=False)})" for e in self.program.outputs]
-        for k, (result, dtype) in enumerate(zip(results, self.outs, strict=True)):
-            lines.append(f"store<{stored(dtype)}>(a.outputs[{k}], place, {result});")
-        return [*lines, f"return {results[0]};"]
+        return [*lines, *(f"y{k}.at[e] = {result};" for k, result in enumerate(results))]
 
     def _statement(self, e: Expr, number: int) -> str:
         """That which names the value of a node; "" if it has a name without one."""
         if e.op == "const":
             return ""
         if e.op == "array":
-            self._names[e] = f"x{e.value}"
-            load = f"load<C, {stored(self.inputs[e.value])}>(a.inputs[{e.value}], place)"
-            return "" if e.value == 0 else f"const C x{e.value} = {load};"
+            self._names[e] = f"x{e.value}.at[e]"
+            return ""
         kind = "bool" if e.is_bool else "double" if e.uniform else "C"
         self._names[e] = f"t{number}"
         return f"const {kind} t{number} = {self._value(e)};"

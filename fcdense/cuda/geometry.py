@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Numbers = tuple[int, ...]
 
@@ -41,3 +41,35 @@ def padded(shape: Numbers, strides: Sequence[Numbers], dims: int) -> tuple[Numbe
 def blocks(count: int, size: int) -> int:
     """How many blocks of `size` hold `count`."""
     return -(-count // size)
+
+
+VECTOR = 4
+"""Numbers that a thread takes at once where all operands allow it."""
+
+
+class Vector(NamedTuple):
+    """How many numbers of the last axis a thread takes at once, and the inputs that are repeated along it."""
+
+    width: int
+    repeated: frozenset[int] = frozenset()
+
+
+Located = tuple[int, int, Numbers]
+
+
+def vector_of(length: int, inputs: Sequence[Located], outs: Sequence[Located]) -> Vector:
+    """For a last axis of `length`, and operands by address, bytes of a number, and strides.
+
+    Several at once need whole groups, and operands whose last axis is contiguous and whose groups all lie at multiples
+    of what is read at once; inputs may be repeated along it instead.
+    """
+    repeated = frozenset(k for k, (_, _, strides) in enumerate(inputs) if strides[-1] == 0)
+    contiguous = [operand for k, operand in enumerate(inputs) if k not in repeated] + list(outs)
+    if length % VECTOR or not all(_in_groups(*operand) for operand in contiguous):
+        return Vector(1)
+    return Vector(VECTOR, repeated)
+
+
+def _in_groups(address: int, itemsize: int, strides: Numbers) -> bool:
+    size = min(VECTOR * itemsize, 16)
+    return strides[-1] == 1 and not address % size and not any(step * itemsize % size for step in strides[:-1])

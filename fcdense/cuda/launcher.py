@@ -12,8 +12,7 @@ from fcdense.arena import Array, Workspace
 from fcdense.cuda import source
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.functor import computed
-from fcdense.cuda.geometry import blocks, collapsed, padded, strides_in
-from fcdense.cuda.plan import tiling_of
+from fcdense.cuda.geometry import Vector, blocks, collapsed, padded, strides_in, vector_of
 from fcdense.cuda.source import Kernel, dtypes
 from fcdense.program import Program
 
@@ -50,7 +49,7 @@ class Launcher:
             _put(arguments[0], name, value)
         self.driver.launch(kernel, grid, arguments)
 
-    def _operands(
+    def operands(
         self, inputs: Sequence[Any], outs: Sequence[Any], strides: Sequence[tuple[int, ...]], scalars: Any
     ) -> dict[str, Any]:
         """The fields of `Operands`; None stands for an input that the kernel computes itself."""
@@ -73,9 +72,9 @@ class Launcher:
             emit.run(first, (), scalars, [values[k : k + 1].reshape(()) for k in range(len(values))])
             return body, values.tolist(), None
         scalars = self.contiguous(scalars)
-        live = self._lender.workspace.empty((body.n_scalars,), FLOAT64)
+        live = self.empty((body.n_scalars,), FLOAT64)
         cells = [live[k : k + 1] for k in range(body.n_scalars)]
-        operands = self._operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
+        operands = self.operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
         self.launch(source.scalar_work(first), (1, 1, 1), operands=operands)
         return body, self.driver.address(live), live
 
@@ -92,55 +91,36 @@ class Launcher:
             return
         program, values, _ = self._scalars(program, scalars)
         shape, strides = collapsed(outs[0].shape, [strides_in(array, outs[0].shape) for array in (*inputs, *outs)])
-        kernel = source.elementwise(program, dtypes(inputs), dtypes(outs), len(shape))
+        vector = self.vector(shape[-1], inputs, outs, strides)
+        kernel = source.elementwise(program, dtypes(inputs), dtypes(outs), len(shape), vector)
+        groups = outs[0].size // vector.width
         self.launch(
             kernel,
-            self.grid(outs[0].size, kernel.threads),
-            operands=self._operands(inputs, outs, strides, values),
+            self.grid(groups, kernel.threads),
+            operands=self.operands(inputs, outs, strides, values),
             when=0 if when is None else self.driver.address(when),
-            shape=shape,
-            size=outs[0].size,
+            shape=(*shape[:-1], shape[-1] // vector.width),
+            size=groups,
         )
+
+    def vector(
+        self, length: int, inputs: Sequence[Array], outs: Sequence[Array], strides: Sequence[tuple[int, ...]]
+    ) -> Vector:
+        """How a thread takes numbers of these operands along a last axis of `length`."""
+        located = [
+            (self.driver.address(array), array.dtype.itemsize, steps)
+            for array, steps in zip((*inputs, *outs), strides, strict=True)
+        ]
+        return vector_of(length, located[: len(inputs)], located[len(inputs) :])
 
     @staticmethod
     def grid(elements: int, threads: int) -> tuple[int, int, int]:
         """The blocks of a kernel whose threads take one element after another."""
         return min(blocks(elements, threads), WAVES), 1, 1
 
-    def product(
-        self,
-        a: Array,
-        b: Array,
-        program: Program,
-        inputs: Sequence[Array],
-        outs: Sequence[Array],
-        sums: Array | None = None,
-        adds: bool = False,
-    ) -> None:
-        """The outputs of `program`, whose input 0 is a @ b.
-
-        `sums` receives the column sums of output 0, or has them added where it `adds`.
-        """
-        (rows, depth), columns, dtype = a.shape, b.shape[1], a.dtype
-        tiling = tiling_of(dtype, rows, columns, depth)
-        grid = blocks(columns, tiling.columns), blocks(rows, tiling.rows), 1
-        within = np.dtype(np.float64 if computed((dtype,), ()) == "double" else np.float32)
-        partial = None if sums is None else self._lender.workspace.empty((grid[1], columns), within)
-        if rows and columns:
-            (a_row, a_column), (b_row, b_column) = ([s // x.dtype.itemsize for s in x.strides] for x in (a, b))
-            kernel = source.gemm_simt(
-                dtype, tiling, a_column == 1, b_row == 1 != b_column, program, (dtype, *dtypes(inputs)), dtypes(outs)
-            )
-            strides = [(0, 0), *(strides_in(array, (rows, columns)) for array in (*inputs, *outs))]
-            address = self.driver.address
-            product = {"a": address(a), "b": address(b), "a_row": a_row, "a_column": a_column, "b_row": b_row}
-            product |= {"b_column": b_column, "rows": rows, "columns": columns, "depth": depth}
-            operands = self._operands((None, *inputs), outs, strides, ())
-            self.launch(
-                kernel, grid, product=product, operands=operands, sums=0 if partial is None else address(partial)
-            )
-        if sums is not None:
-            self.reduce("sum", partial, (0,), sums, adds=adds)
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Memory for this call."""
+        return self._lender.workspace.empty(shape, dtype)
 
     def reduce(
         self,
@@ -173,7 +153,7 @@ class Launcher:
         target, result = out, out.dtype
         if parts > 1:
             result = np.dtype(np.float64 if within == "double" else np.float32)
-            target = self._lender.workspace.empty((parts, count), result)
+            target = self.empty((parts, count), result)
         dims = max(len(kept_shape), len(shape))
         kept_shape, (kept_steps,) = padded(kept_shape, [kept_steps], dims)
         shape, (reduced_steps,) = padded(shape, [reduced_steps], dims)
@@ -209,7 +189,7 @@ class Launcher:
         """The array itself, or a copy that lies in one piece."""
         if array.flags.c_contiguous:
             return array
-        copied = self._lender.workspace.empty(array.shape, array.dtype)
+        copied = self.empty(array.shape, array.dtype)
         self.copy(array, copied)
         return copied
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fcdense.cuda.functor import computed, functor, stored
+from fcdense.cuda.functor import functor, stored
+from fcdense.cuda.geometry import Vector
 from fcdense.program import Program
 
 DType = np.dtype[Any]
@@ -66,13 +67,16 @@ def operands_of(program: Program, dims: int) -> DType:
     return operands(dims, program.n_inputs, len(program.outputs), program.n_scalars)
 
 
-def unit(header: str, functors: str, aliases: str, kind: str, threads: int, call: str) -> str:
-    """The text of a translation unit whose kernel calls `call(arguments)`, with arguments of type `kind`."""
+def unit(header: str, functors: str, aliases: str, kind: str, threads: int, call: str, blocks: int = 1) -> str:
+    """The text of a translation unit whose kernel calls `call(arguments)`, with arguments of type `kind`.
+
+    It is compiled so that `blocks` of `threads` threads fit on a multiprocessor.
+    """
     return (
         f'#include "{header}"\n\nnamespace fcdense {{\n\n{functors}\n{aliases}'
         f"using Arguments = {kind};\n"
         f"__device__ inline void called(const Arguments& arguments) {{ {call}(arguments); }}\n\n"
-        f"}}  // namespace fcdense\n\nFCDENSE_KERNEL(fcdense::Arguments, {threads}, fcdense::called)\n"
+        f"}}  // namespace fcdense\n\nFCDENSE_KERNEL(fcdense::Arguments, {threads}, {blocks}, fcdense::called)\n"
     )
 
 
@@ -80,15 +84,17 @@ ELEMENTWISE_THREADS = 256
 
 
 @cache
-def elementwise(program: Program, inputs: tuple[DType, ...], outs: tuple[DType, ...], dims: int) -> Kernel:
+def elementwise(
+    program: Program, inputs: tuple[DType, ...], outs: tuple[DType, ...], dims: int, vector: Vector
+) -> Kernel:
     """`program` over arrays of `dims` axes."""
     text = unit(
         "elementwise.cuh",
-        functor(program, inputs, outs),
+        functor(program, inputs, outs, vector.repeated),
         "",
         f"Elementwise<{dims}, Program>",
         ELEMENTWISE_THREADS,
-        f"elementwise<{dims}, Program>",
+        f"elementwise<{dims}, {vector.width}, Program>",
     )
     arguments = struct(operands=operands_of(program, dims), when=ADDRESS, shape=(WORD, (dims,)), size=WORD)
     return Kernel(program.name, text, arguments, ELEMENTWISE_THREADS)
@@ -110,55 +116,6 @@ def cast(x: DType, out: DType, dims: int) -> Kernel:
     text = unit("elementwise.cuh", "", "", f"Copy<{dims}>", ELEMENTWISE_THREADS, call)
     shape = (WORD, (dims,))
     return Kernel("copy", text, struct(x=operand(dims), out=operand(dims), shape=shape, size=WORD), ELEMENTWISE_THREADS)
-
-
-class Tiling(NamedTuple):
-    """How a product is cut: rows, columns and depth of a block, and rows and columns of a thread."""
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
-
-    def shared(self, itemsize: int) -> int:
-        """Bytes of shared memory, for sums of `itemsize` bytes."""
-        return self.depth * (self.rows + 4 + self.columns + 4) * itemsize
-
-
-PRODUCT = struct(
-    a=ADDRESS, b=ADDRESS, a_row=WORD, a_column=WORD, b_row=WORD, b_column=WORD, rows="i4", columns="i4", depth="i4"
-)
-
-
-@cache
-def gemm_simt(
-    dtype: DType,
-    tiling: Tiling,
-    a_along_depth: bool,
-    b_along_depth: bool,
-    program: Program,
-    inputs: tuple[DType, ...],
-    outs: tuple[DType, ...],
-) -> Kernel:
-    """A product of matrices of `dtype`, with `program` over the sums; its input 0 is the sum."""
-    along = f"{str(a_along_depth).lower()}, {str(b_along_depth).lower()}"
-    text = unit(
-        "gemm_simt.cuh",
-        functor(program, inputs, outs),
-        f"using Tiling = SimtTiling<{', '.join(map(str, tiling))}>;\n",
-        "ProductAndProgram<Program>",
-        tiling.threads,
-        f"gemm_simt<{stored(dtype)}, Tiling, {along}, Program>",
-    )
-    arguments = struct(product=PRODUCT, operands=operands_of(program, 2), sums=ADDRESS)
-    itemsize = 8 if computed((dtype,), ()) == "double" else 4
-    return Kernel(f"gemm and {program.name}", text, arguments, tiling.threads, tiling.shared(itemsize))
 
 
 ROW_THREADS = 256

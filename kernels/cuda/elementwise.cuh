@@ -10,17 +10,19 @@ template <int DIMS, class Program>
 struct Elementwise {
     typename Program::template Arguments<DIMS> operands;
     const double* when;  // null, or where 0.0 means that nothing is to be changed
-    Index shape[DIMS];
-    Index size;
+    Index shape[DIMS];   // the last axis in groups of N numbers
+    Index size;          // groups
 };
 
-// Thread i takes elements i, i + threads, ...; the last axis is the fastest.
-template <int DIMS, class Program>
+// Thread i takes groups i, i + threads, ... of N numbers; the last axis is the fastest.
+template <int DIMS, int N, class Program>
 __device__ void elementwise(const Elementwise<DIMS, Program>& a) {
     if (a.when && *a.when == 0.0) return;
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < a.size; i += step) {
-        Program::run(a.operands, place_of<DIMS>(i, a.shape));
+        Place<DIMS> place = place_of<DIMS>(i, a.shape);
+        place.at[DIMS - 1] *= N;
+        Program::template run<N>(a.operands, place);
     }
 }
 
@@ -69,7 +71,7 @@ __device__ void copy(const Copy<DIMS>& a) {
 // What depends on scalars alone, computed once by one thread: out[k] = program_k(scalars).
 template <class Program>
 __device__ void scalar_work(const Elementwise<1, Program>& a) {
-    Program::run(a.operands, Place<1>{{0}});
+    Program::template run<1>(a.operands, Place<1>{{0}});
 }
 
 }  // namespace fcdense

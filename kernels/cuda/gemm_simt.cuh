@@ -6,23 +6,22 @@
 //
 // Bytes: A (N / COLUMNS) times, B (M / ROWS) times, less what the L2 cache keeps. Operations: 2 M N K.
 #pragma once
-#include "operands.cuh"
+#include "product.cuh"
 
 namespace fcdense {
 
-// Element (i, k) of A lies at a + i a_row + k a_column, (k, j) of B at b + k b_row + j b_column.
-struct Product {
-    const void *a, *b;
-    Index a_row, a_column, b_row, b_column;
-    int rows, columns, depth;
-};
-
+// The columns of a thread are groups of 4, THREADS_ALONG groups apart, so that neighbouring threads read neighbouring
+// numbers of shared memory.
 template <int ROWS_, int COLUMNS_, int DEPTH_, int THREAD_ROWS_, int THREAD_COLUMNS_>
 struct SimtTiling {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DEPTH = DEPTH_;
     static constexpr int THREAD_ROWS = THREAD_ROWS_, THREAD_COLUMNS = THREAD_COLUMNS_;
-    static constexpr int THREADS_ALONG = COLUMNS / THREAD_COLUMNS;
+    static constexpr int THREADS_ALONG = COLUMNS / THREAD_COLUMNS, GROUP = 4;
     static constexpr int THREADS = ROWS / THREAD_ROWS * THREADS_ALONG;
+
+    static __device__ __forceinline__ int column(int j) {
+        return (j / GROUP * THREADS_ALONG + threadIdx.x % THREADS_ALONG) * GROUP + j % GROUP;
+    }
 };
 
 // A part of an operand on its way from memory to shared memory as [k][i]. With ALONG_DEPTH, numbers of one i that
@@ -54,32 +53,9 @@ struct Transfer {
     }
 };
 
-// Adds the columns of a block's tile in a fixed order and writes them to `sums`, one row for each block of rows.
-template <class C, class Tiling>
-__device__ __forceinline__ void column_sums(const C (&mine)[Tiling::THREAD_COLUMNS], C* shared, C* sums, int j0,
-                                            int columns) {
-    const int across = threadIdx.x % Tiling::THREADS_ALONG, down = threadIdx.x / Tiling::THREADS_ALONG;
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < Tiling::THREAD_COLUMNS; j++)
-        shared[down * Tiling::COLUMNS + across * Tiling::THREAD_COLUMNS + j] = mine[j];
-    __syncthreads();
-    for (int j = threadIdx.x; j < Tiling::COLUMNS && j0 + j < columns; j += Tiling::THREADS) {
-        C sum = 0;
-        for (int i = 0; i < Tiling::ROWS / Tiling::THREAD_ROWS; i++) sum += shared[i * Tiling::COLUMNS + j];
-        sums[static_cast<Index>(blockIdx.y) * columns + j0 + j] = sum;
-    }
-}
-
-template <class Program>
-struct ProductAndProgram {
-    Product product;
-    typename Program::template Arguments<2> operands;
-    void* sums;  // null, or where the column sums of output 0 go, a row for each block of rows
-};
-
-// T: how A and B are stored. A_ALONG_DEPTH: A's columns are contiguous. B_ALONG_DEPTH: those of B are.
-template <class T, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, class Program>
+// T: how A and B are stored. A_ALONG_DEPTH: A's columns are contiguous. B_ALONG_DEPTH: those of B are. N: numbers of a
+// row that the program takes at once.
+template <class T, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int N, class Program>
 __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
     using C = Compute<T>;
     using FromA = Transfer<T, C, Tiling::ROWS, Tiling::DEPTH, Tiling::THREADS, A_ALONG_DEPTH>;
@@ -88,27 +64,29 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
     const T *a = static_cast<const T*>(p.a), *b = static_cast<const T*>(p.b);
     C* shared_a = reinterpret_cast<C*>(shared_memory());
     C* shared_b = shared_a + Tiling::DEPTH * FromA::ROW;
-    const int i0 = blockIdx.y * Tiling::ROWS, j0 = blockIdx.x * Tiling::COLUMNS;
-    const int ti = threadIdx.x / Tiling::THREADS_ALONG * Tiling::THREAD_ROWS;
-    const int tj = threadIdx.x % Tiling::THREADS_ALONG * Tiling::THREAD_COLUMNS;
+    const TileOfBlock tile = tile_of_block((p.rows + Tiling::ROWS - 1) / Tiling::ROWS,
+                                           (p.columns + Tiling::COLUMNS - 1) / Tiling::COLUMNS);
+    const int i0 = tile.row * Tiling::ROWS, j0 = tile.column * Tiling::COLUMNS;
+    const int start = blockIdx.z * p.part, depth = p.depth - start < p.part ? p.depth : start + p.part;
+    const int down = threadIdx.x / Tiling::THREADS_ALONG, ti = down * Tiling::THREAD_ROWS;
     C sums[Tiling::THREAD_ROWS][Tiling::THREAD_COLUMNS] = {};
     FromA next_a;
     FromB next_b;
-    next_a.read(a, p.a_row, p.a_column, i0, p.rows, 0, p.depth);
-    next_b.read(b, p.b_column, p.b_row, j0, p.columns, 0, p.depth);
-    for (int k0 = 0; k0 < p.depth; k0 += Tiling::DEPTH) {
+    next_a.read(a, p.a_row, p.a_column, i0, p.rows, start, depth);
+    next_b.read(b, p.b_column, p.b_row, j0, p.columns, start, depth);
+    for (int k0 = start; k0 < depth; k0 += Tiling::DEPTH) {
         next_a.write(shared_a);
         next_b.write(shared_b);
         __syncthreads();
-        next_a.read(a, p.a_row, p.a_column, i0, p.rows, k0 + Tiling::DEPTH, p.depth);
-        next_b.read(b, p.b_column, p.b_row, j0, p.columns, k0 + Tiling::DEPTH, p.depth);
+        next_a.read(a, p.a_row, p.a_column, i0, p.rows, k0 + Tiling::DEPTH, depth);
+        next_b.read(b, p.b_column, p.b_row, j0, p.columns, k0 + Tiling::DEPTH, depth);
 #pragma unroll
         for (int k = 0; k < Tiling::DEPTH; k++) {
             C left[Tiling::THREAD_ROWS], right[Tiling::THREAD_COLUMNS];
 #pragma unroll
             for (int i = 0; i < Tiling::THREAD_ROWS; i++) left[i] = shared_a[k * FromA::ROW + ti + i];
 #pragma unroll
-            for (int j = 0; j < Tiling::THREAD_COLUMNS; j++) right[j] = shared_b[k * FromB::ROW + tj + j];
+            for (int j = 0; j < Tiling::THREAD_COLUMNS; j++) right[j] = shared_b[k * FromB::ROW + Tiling::column(j)];
 #pragma unroll
             for (int i = 0; i < Tiling::THREAD_ROWS; i++)
 #pragma unroll
@@ -120,13 +98,23 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
 #pragma unroll
     for (int i = 0; i < Tiling::THREAD_ROWS; i++)
 #pragma unroll
-        for (int j = 0; j < Tiling::THREAD_COLUMNS; j++) {
-            const int row = i0 + ti + i, column = j0 + tj + j;
-            if (row < p.rows && column < p.columns)
-                total[j] += Program::run(arguments.operands, Place<2>{{row, column}}, sums[i][j]);
+        for (int j = 0; j < Tiling::THREAD_COLUMNS; j += N) {
+            const int row = i0 + ti + i, column = j0 + Tiling::column(j);
+            if (row >= p.rows || column >= p.columns) continue;
+            Numbers<C, N> numbers;
+#pragma unroll
+            for (int e = 0; e < N; e++) numbers.at[e] = sums[i][j + e];
+            Program::run(arguments.operands, Place<2>{{static_cast<Index>(blockIdx.z) * p.rows + row, column}}, numbers);
+#pragma unroll
+            for (int e = 0; e < N; e++) total[j + e] += numbers.at[e];
         }
-    if (arguments.sums)
-        column_sums<C, Tiling>(total, shared_a, static_cast<C*>(arguments.sums), j0, p.columns);
+    if (!arguments.sums) return;
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < Tiling::THREAD_COLUMNS; j++) shared_a[down * Tiling::COLUMNS + Tiling::column(j)] = total[j];
+    sum_groups<C, Tiling::COLUMNS, Tiling::THREADS>(
+        shared_a, Tiling::ROWS / Tiling::THREAD_ROWS,
+        static_cast<C*>(arguments.sums) + static_cast<Index>(tile.row) * p.columns + j0, p.columns - j0);
 }
 
 }  // namespace fcdense

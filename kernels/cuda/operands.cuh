@@ -1,8 +1,8 @@
 // The operands of an elementwise program: the words in which all kernels speak of arrays.
 //
 // A program is a struct that is written from a traced function (fcdense/cuda/functor.py). It loads its operands at a
-// place, computes, and stores its outputs. The same struct runs over a whole array (elementwise.cuh) and over the sums
-// of a matrix product while they are in registers (gemm_*.cuh); then its operand 0 is the sum.
+// place, computes, and stores its outputs, for N numbers at once. The same struct runs over a whole array
+// (elementwise.cuh) and over the sums of a matrix product (gemm_*.cuh); then its operand 0 is the sum.
 #pragma once
 #include "numbers.cuh"
 
@@ -26,6 +26,18 @@ __device__ __forceinline__ Place<DIMS> place_of(Index i, const Index (&shape)[DI
     place.at[0] = i;
     return place;
 }
+
+// N numbers that follow each other along the last axis.
+template <class C, int N>
+struct Numbers {
+    C at[N];
+};
+
+// The same as they are stored: one access of up to 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Packed {
+    T at[N];
+};
 
 // An array; strides count elements, and one of 0 repeats the array along its axis.
 template <int DIMS>
@@ -53,14 +65,35 @@ struct Operands {
     __device__ __forceinline__ double scalar(int k) const { return live ? live[k] : given[k]; }
 };
 
-template <class C, class T, int DIMS>
-__device__ __forceinline__ C load(const Operand<DIMS>& operand, const Place<DIMS>& place) {
-    return widened<C>(static_cast<const T*>(operand.data)[operand.offset(place)]);
+// N numbers of an array from `place` on. With N > 1 the array's last axis is contiguous, and `place` is a multiple of N
+// along it at an address that a packed access may have.
+template <class C, class T, int N, int DIMS>
+__device__ __forceinline__ Numbers<C, N> load(const Operand<DIMS>& operand, const Place<DIMS>& place) {
+    const auto packed = *reinterpret_cast<const Packed<T, N>*>(static_cast<const T*>(operand.data) +
+                                                               operand.offset(place));
+    Numbers<C, N> numbers;
+#pragma unroll
+    for (int e = 0; e < N; e++) numbers.at[e] = widened<C>(packed.at[e]);
+    return numbers;
 }
 
-template <class T, int DIMS, class C>
-__device__ __forceinline__ void store(const Operand<DIMS>& operand, const Place<DIMS>& place, C x) {
-    static_cast<T*>(operand.data)[operand.offset(place)] = Rounded<T>::of(x);
+// The same of an array that is repeated along its last axis.
+template <class C, class T, int N, int DIMS>
+__device__ __forceinline__ Numbers<C, N> load_repeated(const Operand<DIMS>& operand, const Place<DIMS>& place) {
+    const C number = widened<C>(static_cast<const T*>(operand.data)[operand.offset(place)]);
+    Numbers<C, N> numbers;
+#pragma unroll
+    for (int e = 0; e < N; e++) numbers.at[e] = number;
+    return numbers;
+}
+
+template <class T, int DIMS, class C, int N>
+__device__ __forceinline__ void store(const Operand<DIMS>& operand, const Place<DIMS>& place,
+                                      const Numbers<C, N>& numbers) {
+    Packed<T, N> packed;
+#pragma unroll
+    for (int e = 0; e < N; e++) packed.at[e] = Rounded<T>::of(numbers.at[e]);
+    *reinterpret_cast<Packed<T, N>*>(static_cast<T*>(operand.data) + operand.offset(place)) = packed;
 }
 
 }  // namespace fcdense

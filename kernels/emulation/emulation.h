@@ -54,6 +54,9 @@ char* emulated_shared_memory();
 void emulated_block_barrier();
 // Waits for the other threads of the warp; the last one calls work(slots), where slots[lane] is what each brought.
 void emulated_warp_meeting(void* mine, void (*work)(void** slots));
+void emulated_copy(void* to, const void* from, int bytes, int valid);
+void emulated_copy_commit();
+void emulated_copy_wait(int groups_left);
 }
 
 #define threadIdx (emulated_thread->index)
@@ -110,7 +113,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
     return static_cast<unsigned long long>((static_cast<unsigned __int128>(a) * b) >> 64);
 }
 
-#define FCDENSE_KERNEL(Arguments, threads, function)                 \
+#define FCDENSE_KERNEL(Arguments, threads, blocks, function)         \
     extern "C" void emulated_kernel(const void* arguments) {         \
         function(*static_cast<const Arguments*>(arguments));         \
     }                                                                \

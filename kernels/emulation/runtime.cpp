@@ -1,7 +1,8 @@
 // Runs the threads of a block as fibers on one thread of the processor, block after block.
 //
 // Threads are switched where they wait: at barriers and where a warp meets. Their order is a parameter, since a missing
-// barrier shows in one order and not in another. Shared memory starts as NaN for every block.
+// barrier shows in one order and not in another, and so is the moment of asynchronous copies: as late as allowed, when
+// they are waited for, or at once. Shared memory starts as NaN for every block.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,17 @@ constexpr int WARP = 32;
 
 enum Order { FORWARD, REVERSE, SHUFFLED, WARP_BY_WARP };
 
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes, valid;
+
+    void make() const {
+        std::memcpy(to, from, valid);
+        std::memset(static_cast<char*>(to) + valid, 0, bytes - valid);
+    }
+};
+
 struct Warp {
     int arrived = 0, alive = 0;
     long meeting = 0;
@@ -37,6 +49,8 @@ struct Fiber : EmulatedThread {
 #endif
     Warp* warp;
     bool done;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;
 };
 
 struct Launch {
@@ -45,6 +59,7 @@ struct Launch {
     Fiber* current;
     int alive, at_barrier;
     long barrier, progress;
+    bool copies_early;
 #if defined(__x86_64__)
     void* stack_pointer;
 #else
@@ -154,9 +169,30 @@ void emulated_warp_meeting(void* mine, void (*work)(void**)) {
     while (warp.meeting == here) leave();
 }
 
-// Runs a grid; 0, or 1 for threads that wait for ever. `failed` gets the block.
+void emulated_copy(void* to, const void* from, int bytes, int valid) {
+    const Copy copy{to, from, bytes, valid};
+    if (launch.copies_early)
+        copy.make();
+    else
+        launch.current->open.push_back(copy);
+}
+
+void emulated_copy_commit() {
+    launch.current->groups.push_back(std::move(launch.current->open));
+    launch.current->open.clear();
+}
+
+void emulated_copy_wait(int groups_left) {
+    auto& groups = launch.current->groups;
+    while (static_cast<int>(groups.size()) > groups_left) {
+        for (const Copy& copy : groups.front()) copy.make();
+        groups.erase(groups.begin());
+    }
+}
+
+// Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for. `failed` gets the block.
 int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, void* arguments, int order,
-                    unsigned* failed) {
+                    int copies_early, unsigned* failed) {
     const int threads = static_cast<int>(block[0] * block[1] * block[2]);
     const size_t bytes = STACK * threads;
     char* stacks = static_cast<char*>(
@@ -168,6 +204,7 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
     launch = {};
     launch.kernel = kernel;
     launch.arguments = arguments;
+    launch.copies_early = copies_early != 0;
     emulated_block_size = {block[0], block[1], block[2]};
     emulated_grid_size = {grid[0], grid[1], grid[2]};
     int status = 0;
@@ -187,9 +224,13 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
                     fiber.warp = &warps[i / WARP];
                     fiber.warp->alive++;
                     fiber.done = false;
+                    fiber.open.clear();
+                    fiber.groups.clear();
                     prepare(fiber, stacks + STACK * i);
                 }
                 if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
+                for (const Fiber& fiber : fibers)
+                    if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
                 failed[0] = x;
                 failed[1] = y;
                 failed[2] = z;

@@ -1,0 +1,101 @@
+"""Translation units of matrix products."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from fcdense.cuda.functor import computed, functor, stored
+from fcdense.cuda.geometry import Vector
+from fcdense.cuda.source import ADDRESS, WORD, DType, Kernel, operands_of, struct, unit
+from fcdense.cuda.tiling import MmaTiling, SimtTiling, Tiling
+from fcdense.program import Program
+
+PRODUCT = struct(
+    a=ADDRESS, b=ADDRESS, a_row=WORD, a_column=WORD, b_row=WORD, b_column=WORD, rows="i4", columns="i4", depth="i4",
+    part="i4",
+)  # fmt: skip
+
+ARITHMETIC = {
+    "bfloat16": "Bfloat16Product",
+    "float16": "HalfProduct",
+    "tf32": "Tf32Product",
+    "split": "SplitTf32Product",
+}
+"""How operands may be multiplied on tensor cores: the structs of fragments.cuh."""
+
+
+class Epilogue(NamedTuple):
+    """A program over the sums of a product, which are its input 0, and the dtypes of its operands."""
+
+    program: Program
+    inputs: tuple[DType, ...]
+    outs: tuple[DType, ...]
+    vector: Vector
+
+    @property
+    def text(self) -> str:
+        """Its struct."""
+        return functor(self.program, self.inputs, self.outs, self.vector.repeated)
+
+
+@cache
+def gemm_simt(dtype: DType, tiling: SimtTiling, a_along_depth: bool, b_along_depth: bool, epilogue: Epilogue) -> Kernel:
+    """A product of matrices of `dtype`, on any chip."""
+    call = (
+        f"gemm_simt<{stored(dtype)}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, "
+        f"{epilogue.vector.width}, Program>"
+    )
+    aliases = f"using Tiling = SimtTiling<{', '.join(map(str, tiling[:-1]))}>;\n"
+    itemsize = 8 if computed((dtype,), ()) == "double" else 4
+    return _gemm("gemm_simt", aliases, call, tiling, tiling.shared(itemsize), epilogue)
+
+
+@cache
+def gemm_mma(
+    arithmetic: str, tiling: MmaTiling, a_along_depth: bool, b_along_depth: bool, copy: int, epilogue: Epilogue
+) -> Kernel:
+    """A product on tensor cores, of operands of which `copy` bytes may be read at once."""
+    call = (
+        f"gemm_mma<{ARITHMETIC[arithmetic]}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, {copy}, "
+        f"{epilogue.vector.width}, Program>"
+    )
+    aliases = f"using Tiling = MmaTiling<{', '.join(map(str, tiling[:-1]))}>;\n"
+    itemsize = 4 if arithmetic in ("tf32", "split") else 2
+    return _gemm("gemm_mma", aliases, call, tiling, tiling.shared(itemsize), epilogue)
+
+
+def _gemm(name: str, aliases: str, call: str, tiling: Tiling, shared: int, epilogue: Epilogue) -> Kernel:
+    text = unit(
+        f"{name}.cuh", epilogue.text, aliases, "ProductAndProgram<Program>", tiling.threads, call, tiling.blocks
+    )
+    arguments = struct(product=PRODUCT, operands=operands_of(epilogue.program, 2), sums=ADDRESS)
+    return Kernel(f"{name} and {epilogue.program.name}", text, arguments, tiling.threads, shared)
+
+
+SUM_ROWS = 32
+"""Rows of a block that sums the parts of a product."""
+SUM_THREADS = 256
+
+
+@cache
+def sum_parts(epilogue: Epilogue) -> Kernel:
+    """The sums of parts, with a program over them."""
+    call = f"sum_parts<Program, {epilogue.vector.width}, {SUM_ROWS}, {SUM_THREADS}>"
+    text = unit("sum_parts.cuh", epilogue.text, "", "PartsAndProgram<Program>", SUM_THREADS, call)
+    arguments = struct(
+        parts=ADDRESS, rows="i4", columns="i4", count="i4", operands=operands_of(epilogue.program, 2), sums=ADDRESS
+    )
+    itemsize = 8 if computed(epilogue.inputs[:1], epilogue.outs) == "double" else 4
+    return Kernel(f"sum of parts and {epilogue.program.name}", text, arguments, SUM_THREADS, SUM_THREADS * 4 * itemsize)
+
+
+def _word(value: bool) -> str:
+    return str(value).lower()
+
+
+def sum_type(dtype: DType) -> DType:
+    """What products of this dtype are summed in."""
+    return np.dtype(np.float64 if computed((dtype,), ()) == "double" else np.float32)
