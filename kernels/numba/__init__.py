@@ -1,1 +1,1 @@
-"""CPU kernels, compiled by Numba. Importing one of the modules needs the extra `numba`."""
+"""Kernels compiled by Numba: the CPU's, which need the extra `numba`, and gpu_dense, which needs `numba-cuda`."""

@@ -91,7 +91,12 @@ class Value:
         return self.new(self.builder.fneg(self.value))
 
     def __abs__(self) -> Value:
-        return self.intrinsic("llvm.fabs")
+        return (self.bits() & ~self.sign_bit).number()
+
+    @property
+    def sign_bit(self) -> int:
+        """Of its bits. (LLVM has functions for fabs and copysign, which the compiler for GPUs refuses.)"""
+        return int(self.of(1 << 31, 1 << 63))
 
     def __and__(self, other: Any) -> Value:
         return self.new(self.builder.and_(self.value, self.constant(other).value))
@@ -157,7 +162,7 @@ def sqrt(x: Value) -> Value:
 
 def copysign(size: Value, sign: Value) -> Value:
     """|size| with the sign of `sign`."""
-    return size.intrinsic("llvm.copysign", sign)
+    return ((size.bits() & ~size.sign_bit) | (sign.bits() & size.sign_bit)).number()
 
 
 def horner(x: Value, coefficients: tuple[float, ...]) -> Value:

@@ -139,7 +139,8 @@ def _version() -> str:
     """What machine code depends on besides its source."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        sources.update(path.read_bytes())
+        if not path.name.startswith("gpu_"):
+            sources.update(path.read_bytes())
     versions = numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sources.hexdigest()
     settings = numba.config.OPT, numba.config.CPU_NAME, numba.config.CPU_FEATURES
     processor = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
