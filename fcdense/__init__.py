@@ -31,7 +31,9 @@ from fcdense.gradients import grad, gradcheck
 from fcdense.history import History
 from fcdense.inference import predict
 from fcdense.ops import clip, concatenate, log_softmax, logsumexp, softmax, stack, where
+from fcdense.optim import LossScale
 from fcdense.parameter import Parameter
+from fcdense.precision import current_precision, use_precision
 from fcdense.random import manual_seed
 from fcdense.tape import no_grad
 from fcdense.tensor import Tensor, tensor
@@ -43,6 +45,7 @@ __all__ = [
     "Activation",
     "Device",
     "History",
+    "LossScale",
     "Parameter",
     "Tensor",
     "Trainer",
@@ -55,6 +58,7 @@ __all__ = [
     "concatenate",
     "constraints",
     "current_device",
+    "current_precision",
     "data",
     "device",
     "errors",
@@ -80,5 +84,6 @@ __all__ = [
     "stack",
     "tensor",
     "use_device",
+    "use_precision",
     "where",
 ]

@@ -26,10 +26,17 @@ class Step:
     optimizer : Optimizer
     buffers : sequence of (module, name)
         The buffers of the model (the statistics of `BatchNorm`), which forward passes change.
+    loss_scale : LossScale, optional
     """
 
-    def __init__(self, optimizer: optim.Optimizer, buffers: Sequence[tuple[nn.Module, str]]) -> None:
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        buffers: Sequence[tuple[nn.Module, str]],
+        loss_scale: optim.LossScale | None = None,
+    ) -> None:
         self._optimizer = optimizer
+        self._loss_scale = loss_scale
         self._buffers = buffers
         self._before: list[Tensor | None] = [None] * len(buffers)
         self.begin()
@@ -50,7 +57,10 @@ class Step:
         """Add the gradients of a batch, relative to the weight of the first one."""
         self._first = self._first or weight
         share = weight / self._first
-        loss.backward(None if share == 1.0 else np.array(share))
+        if self._loss_scale is not None:
+            self._loss_scale.backward(loss, share)
+        else:
+            loss.backward(None if share == 1.0 else np.array(share))
         self.count(weight)
 
     def takes(self, weight: float) -> bool:
@@ -67,7 +77,7 @@ class Step:
     def finish(self) -> bool:
         """Update the parameters and begin the next step; False if a gradient is not finite and nothing has changed."""
         scale = None if self.batches == 1 else 1.0 / self._total
-        if not self._optimizer.step(gradient_scale=scale, check_finite=True):
+        if not self._optimizer.step(gradient_scale=scale, check_finite=True, loss_scale=self._loss_scale):
             return False
         self._optimizer.zero_grad()
         self.begin()

@@ -97,6 +97,7 @@ class Arena:
 
     A `Parameter` holds views. Passes over all parameters (optimizer, norm, all-reduce) walk `Layout.spans` instead of
     looping over tensors. `retired` is set when the parameters have moved elsewhere: what still points here is stale.
+    `shadows` are copies of the values in other dtypes (`fcdense.shadow`).
     """
 
     def __init__(self, layout: Layout, dtype: np.dtype[Any], allocator: Allocator) -> None:
@@ -105,6 +106,7 @@ class Arena:
         self.allocator = allocator
         self.version = Version()
         self.retired = False
+        self.shadows: dict[np.dtype[Any], Any] = {}
         self.values = self.new_buffer()
         self.gradients = self.new_buffer()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
@@ -16,8 +16,10 @@ from fcdense.backends.replay import Call, Replay
 from fcdense.backends.spans import share_memory
 from fcdense.errors import ArgumentError, CaptureError
 from fcdense.fixed_inputs import FixedInputs
+from fcdense.fixed_results import fixed, tensors_of
 from fcdense.nn.snapshot import Snapshot
 from fcdense.parameter import Parameter
+from fcdense.precision import current_precision
 from fcdense.random import random_state
 from fcdense.tensor import Tensor
 
@@ -57,10 +59,10 @@ def capture(step: Callable[..., Any]) -> Captured:
     What changes from call to call has to be in an argument, a parameter or a buffer. Optimizers bring along their
     learning rate and counts, dropout its random numbers. Python's own doings (a counter, a print, a list that grows)
     take place when the step is recorded, not when it is replayed. Attributes of layers, the modes of training and
-    evaluation, `requires_grad`, the parameters of optimizers and whether parameters have gradients are looked at: the
-    step is recorded again for what is new. A gradient that the optimizer takes up as it comes into being may never be
-    written: `grad` of such a parameter is None after a replay, unless the step itself takes it in hand. Results lie in
-    fixed buffers as well: the next call overwrites them. A captured step belongs to one thread.
+    evaluation, `requires_grad`, the parameters of optimizers, the precision and whether parameters have gradients are
+    looked at: the step is recorded again for what is new. A gradient that the optimizer takes up as it comes into being
+    may never be written: `grad` of such a parameter is None after a replay, unless the step itself takes it in hand.
+    Results lie in fixed buffers as well: the next call overwrites them. A captured step belongs to one thread.
 
     The two recordings are compared instead of the numbers of a replay and an eager step: that needs no copy of the
     state, and it tells what differs. A number that Python changes only later keeps its old value. The values of targets
@@ -179,6 +181,7 @@ class Captured:
             variant is not None
             and variant.settings == changes.settings.number
             and variant.gradients == changes.gradients.number
+            and variant.precision == current_precision()
         ):
             return variant, True
         return self._fitting(), False
@@ -240,7 +243,7 @@ class Attempt:
         with recording.recording() as self.recording:
             changes.observe(self.witness)
             try:
-                self.result = _fixed(step(*args, **kwargs))
+                self.result = fixed(step(*args, **kwargs))
                 self.located = [self.recording.operand(tensor.array) for tensor in tensors_of(self.result)]
             except BaseException:
                 self.restore()
@@ -298,6 +301,7 @@ class Variant:
         self.versions = tuple(witness.versions.items())
         self.unchecked = witness.unchecked
         self.settings = self.gradients = -1
+        self.precision = current_precision()
         # What the first recording changed of the modules is how the second one found them: both gave these calls.
         self._models = [list(attempt.witness.modules.values()) for attempt in (first, second)]
         parameters = [p for snapshot in self._models[0] for p in snapshot.root.parameters()]
@@ -337,7 +341,9 @@ class Variant:
                 )
 
     def fits(self) -> bool:
-        """Whether models and gradients are as they were found when this was recorded."""
+        """Whether models, gradients and precision are as they were found when this was recorded."""
+        if self.precision != current_precision():
+            return False
         if self.settings != changes.settings.number:
             now = [snapshot.again() for snapshot in self._models[0]]
             if all(
@@ -370,30 +376,3 @@ class Variant:
             leaf.gradient_state = state
         changes.gradients.bump()
         self.gradients = changes.gradients.number if self.repeats else -1
-
-
-def _fixed(result: Any) -> Any:
-    """A result without the history of its tensors, which no replay renews."""
-    if result is None:
-        return None
-    if isinstance(result, Tensor):
-        return result if result.node is None else result.detach()
-    if isinstance(result, tuple):
-        items = [_fixed(item) for item in result]
-        return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
-    if type(result) is list:
-        return [_fixed(item) for item in result]
-    if type(result) is dict:
-        return {key: _fixed(item) for key, item in result.items()}
-    raise CaptureError(
-        f"The step returned {type(result).__name__} {result!r}, which every replay would repeat. Return tensors."
-    )
-
-
-def tensors_of(result: Any) -> Iterator[Tensor]:
-    """The tensors in what a step returned, in order."""
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, (tuple, list, dict)):
-        for item in result.values() if isinstance(result, dict) else result:
-            yield from tensors_of(item)

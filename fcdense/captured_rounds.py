@@ -9,7 +9,8 @@ import numpy as np
 from fcdense.arena import Array
 from fcdense.backends.base import ReplayedRounds
 from fcdense.backends.replay import Feed, Keep
-from fcdense.capture import Captured, Variant, tensors_of
+from fcdense.capture import Captured, Variant
+from fcdense.fixed_results import tensors_of
 
 MEMORY = 4 * 2**20
 """Bytes for row numbers and results: they stay in a cache of the second level or third."""
@@ -99,8 +100,11 @@ class Rounds:
     def _accepted(self, count: int) -> int:
         """How many rounds were made, without a last one that changed nothing."""
         made = int(self._done[:count].sum())
-        if not made or self._go_on is None or self._go_on:
+        to_host = self._captured.inputs[0].device.backend.to_host
+        if not made or self._go_on is None or to_host(self._go_on):
             return made
         for state in self._streams:
-            np.subtract(state[1:], 1, out=state[1:])
+            numbers = to_host(state)
+            numbers[1] -= 1
+            state[...] = numbers
         return made - 1

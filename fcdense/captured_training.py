@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from fcdense import losses, metrics, nn, optim, targets
 from fcdense.accumulation import Average
 from fcdense.arena import Array
+from fcdense.backends import Device
 from fcdense.capture import Captured
 from fcdense.captured_rounds import Rounds
 from fcdense.data import Batch, Batches, DataLoader
 from fcdense.data.loader import Pass
-from fcdense.errors import CaptureError
+from fcdense.errors import CaptureError, OutOfMemory
 from fcdense.log import logger
 from fcdense.tensor import Tensor
 
@@ -96,7 +97,8 @@ class CapturedTraining:
             arrays[1] = arrays[1].astype(np.int64)  # as class numbers are in the end: once instead of at each step
         x, y = (Tensor(on.backend.from_host(array), on) for array in arrays)
         trainer = self._trainer
-        captured = Captured(partial(training_step, trainer.model, trainer.loss, trainer.optimizer, self._updates))
+        served = trainer.model, trainer.loss, trainer.optimizer
+        captured = Captured(partial(training_step, *served, trainer.loss_scale, self._updates))
         try:
             captured.record(x, y)
             if captured.unchecked:
@@ -105,14 +107,14 @@ class CapturedTraining:
             self.refuse("targets" if captured.is_recorded else "refused", str(error))
             return
         self._captured, self._form = captured, _form(batch)
-        self._served = trainer.model, trainer.loss, trainer.optimizer
+        self._served = served
         arrays = [tensor.array for tensor in captured.inputs]
-        if isinstance(source, Batches) and all(isinstance(array, np.ndarray) for array in arrays):
-            self._fixed = Batch(*arrays)
-            source.write_into(self._fixed)
-            if len(batch.x) == source.batch_size:
-                rows = source.arrays
-                sources = [rows.x, np.ascontiguousarray(rows.y, arrays[1].dtype)]
+        if isinstance(source, Batches):
+            if on.backend.is_host:
+                self._fixed = Batch(*arrays)
+                source.write_into(self._fixed)
+            sources = resident(source, arrays, on) if len(batch.x) == source.batch_size else None
+            if sources is not None:
                 self._group = Rounds(captured, sources, [bool(trainer.metrics), True])
 
     def _check_of(self, prediction: Tensor) -> Callable[[Batch], object] | None:
@@ -190,13 +192,24 @@ class CapturedTraining:
 
     def begin_epoch(self, may_group: bool) -> None:
         """Look at all settings of the model at the next batch; `may_group` if nothing has to be done between steps."""
-        self._may_group = may_group and self._updates and not self.keeps_arrays
+        # A refused round is made again by itself, which a loss scale would take for a second step.
+        self._may_group = may_group and self._updates and not self.keeps_arrays and self._trainer.loss_scale is None
         if self._captured is not None:
             self._captured.look_again()
 
     def forget(self) -> None:
         """Record anew when a batch is offered next: the model or the optimizer is another one than was recorded."""
         self._captured = self._group = None
+
+
+def resident(source: Batches, inputs: Sequence[Array], on: Device) -> list[Array] | None:
+    """The rows of x and y where a step's inputs are: on a GPU a copy of all of them; None where it has no room."""
+    y = np.ascontiguousarray(source.arrays.y, inputs[1].dtype)
+    try:
+        return [on.backend.from_host(array) for array in (source.arrays.x, y)]
+    except OutOfMemory as error:
+        logger.info("batches are sent to %s one by one: %s", on, error)
+        return None
 
 
 def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] | None:
@@ -210,7 +223,13 @@ def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] 
 
 
 def training_step(
-    model: nn.Module, loss: losses.Loss, optimizer: optim.Optimizer, updates: bool, x: Tensor, y: Tensor
+    model: nn.Module,
+    loss: losses.Loss,
+    optimizer: optim.Optimizer,
+    loss_scale: optim.LossScale | None,
+    updates: bool,
+    x: Tensor,
+    y: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss with regularizers, backward pass and, with `updates`, the update: what is recorded."""
     prediction = model(x)
@@ -218,9 +237,12 @@ def training_step(
     penalty = model.penalty()
     if penalty is not None:
         value = value + penalty
-    value.backward()
+    if loss_scale is None:
+        value.backward()
+    else:
+        loss_scale.backward(value)
     if updates:
-        optimizer.step(check_finite=value)
+        optimizer.step(check_finite=value, loss_scale=loss_scale)
         optimizer.zero_grad()
     return prediction, value
 

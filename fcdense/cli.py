@@ -1,4 +1,4 @@
-"""The command `fcdense`: info, train, predict, bench.
+"""The command `fcdense`: info, train, predict, tune, bench.
 
 Exit codes: 0 done, 1 `info --check` failed, 2 bad arguments or data, 130 after Ctrl-C.
 """
@@ -24,6 +24,7 @@ from fcdense import checkpoint, inference
 from fcdense.backends import available_devices, cuda_probes, current_device, use_device
 from fcdense.data import Dataset, SplitDataset, Standardizer
 from fcdense.errors import ArgumentError, DataError, FcdenseError, FormatError, unknown_name
+from fcdense.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         with use_device(options.device or current_device()):
-            code = {"info": _info, "train": _train, "predict": _predict}[options.name](options)
+            code = COMMANDS[options.name](options)
             sys.stdout.flush()
             return code
     except BrokenPipeError:  # `| head` has read enough; nothing may be written when Python closes the stream
@@ -85,6 +86,7 @@ def _parser() -> Parser:
     train.add_argument("--dropout", type=float, default=0.0, help="rate after each hidden layer (0)")
     train.add_argument("--optimizer", default="adam", help="sgd, adam, adamw or rmsprop (adam)")
     train.add_argument("--learning-rate", type=float, help="default: the optimizer's own")
+    train.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products, on a GPU (float32)")
     train.add_argument("--epochs", type=_count, default=20, help="passes over the data (20)")
     train.add_argument("--batch-size", type=_count, default=32, help="rows in a step (32)")
     train.add_argument("--test-size", type=float, default=0.2, help="part held out where the data has none (0.2)")
@@ -99,10 +101,16 @@ def _parser() -> Parser:
     predict.add_argument("--target", type=_column, help="a CSV file's target column, to be compared with")
     predict.add_argument("--out", type=Path, help="CSV file for the predictions (standard output)")
 
+    tune = commands.add_parser("tune", help="measure which kernels serve a network best on this GPU, and keep it")
+    tune.add_argument("widths", type=_widths, help="features, hidden units and outputs: 784,512,512,10")
+    tune.add_argument("--activation", default="relu", help="of the hidden layers (relu)")
+    tune.add_argument("--batch-size", type=_count, default=256, help="rows in a step (256)")
+    tune.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the products (float32)")
+
     commands.add_parser("bench", help="compare CPU and GPU (see 'fcdense bench --help')", add_help=False)
     for command in (train, predict):
         command.add_argument("--delimiter", default=",", help="between the cells of a CSV file (,)")
-    for command in (info, train, predict):
+    for command in (info, train, predict, tune):
         command.add_argument("--device", help="auto, cpu, cuda or cuda:N (FCDENSE_DEVICE, else auto)")
     return parser
 
@@ -119,8 +127,32 @@ def _layers(text: str) -> list[int]:
     return [int(units) for units in text.split(",") if units.strip()]
 
 
+def _widths(text: str) -> list[int]:
+    widths = _layers(text)
+    if len(widths) < 2:
+        raise argparse.ArgumentTypeError(f"expected features and outputs at least, such as 784,512,10, given {text!r}")
+    return widths
+
+
 def _column(text: str) -> str | int:
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from fcdense.tune import tune
+
+    *hidden, outputs = options.widths[1:]
+    model = fc.nn.Sequential(*(fc.nn.Dense(units, options.activation) for units in hidden), fc.nn.Dense(outputs))
+    rng = np.random.default_rng(0)
+    x = fc.tensor(rng.normal(size=(options.batch_size, options.widths[0])).astype(np.float32))
+    y = rng.integers(0, outputs, options.batch_size)
+
+    def step() -> None:
+        fc.losses.cross_entropy(model(x), y).backward()
+
+    with fc.use_precision(options.precision):
+        print(tune(step))
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -134,7 +166,10 @@ def _info(options: argparse.Namespace) -> int:
         ("NumPy", np.__version__),
         ("CPU", machine.cpu()),
         ("BLAS", f"{blas['name']} {blas['version']}, {threads}"),
-        ("optional", ", ".join(map(_version, ("numba", "cupy", "matplotlib", "scikit-learn", "onnx", "mpi4py")))),
+        (
+            "optional",
+            ", ".join(map(_version, ("numba", "cupy", "ml-dtypes", "matplotlib", "scikit-learn", "onnx", "mpi4py"))),
+        ),
         *((f"cuda: {probe.name}", f"{'yes' if probe.passed else 'no'}, {probe.detail}") for probe in cuda_probes()),
         ("devices", f"{', '.join(available_devices())}; used now: {current_device()}"),
     ]
@@ -194,6 +229,8 @@ def _standardized(train: Array, test: Array) -> tuple[Standardizer, Array, Array
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.precision != "float32" and not current_device().backend.mixed_precision:
+        raise ArgumentError(f"--precision {options.precision} needs a GPU, and the device is {current_device()}.")
     target = -1 if options.target is None else options.target
     found = _load(options, target, task=options.task)
     data = found if isinstance(found, SplitDataset) else found.split(options.test_size, seed=options.seed)
@@ -211,7 +248,13 @@ def _train(options: argparse.Namespace) -> int:
     model = _network(options, data.n_classes or y_train.shape[1], flatten=x_train.ndim > 2)
     loss, metrics = MEASURES[str(data.task)]
     trainer = fc.Trainer(
-        model, loss, options.optimizer, metrics=metrics, learning_rate=options.learning_rate, seed=options.seed
+        model,
+        loss,
+        options.optimizer,
+        metrics=metrics,
+        learning_rate=options.learning_rate,
+        precision=options.precision,
+        seed=options.seed,
     )
     out = options.out or Path("runs") / f"{Path(data.name).stem}.safetensors"
     if out.suffix == ".png":
@@ -299,3 +342,11 @@ def _compare(outputs: Array, y: Array, task: str) -> None:
     for metric in map(fc.metrics.get, MEASURES[task][1]):
         metric.update(outputs, y)
         print(f"{metric.name} {metric.result():.4f} over {len(y)} rows", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "info": _info,
+    "train": _train,
+    "predict": _predict,
+    "tune": _tune,
+}

@@ -19,6 +19,7 @@ from fcdense.conversion import host_array
 from fcdense.errors import ArgumentError, GraphError
 from fcdense.inference import evaluating
 from fcdense.nn.input import device_of
+from fcdense.precision import FLOAT_KINDS, current_precision
 from fcdense.random import random_state
 from fcdense.tensor import Tensor
 
@@ -42,6 +43,8 @@ class Explanation:
     ----------
     device : str
         Where the model lies.
+    precision : str
+        In which numbers it multiplies (`fcdense.use_precision`).
     passes : dict
         The calls of "forward", and of "training step" where a loss was given.
     notes : tuple of str
@@ -49,6 +52,7 @@ class Explanation:
     """
 
     device: str
+    precision: str
     passes: dict[str, tuple[Line, ...]]
     notes: tuple[str, ...]
 
@@ -59,12 +63,16 @@ class Explanation:
         for title, lines in self.passes.items():
             rows = [HEADINGS, *((str(number), *line) for number, line in enumerate(lines))]
             widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-            yield f"{title} on {self.device}, {len(lines)} calls"
+            yield self._heading(title, lines)
             yield from (
                 "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
             )
             yield ""
         yield from self.notes
+
+    def _heading(self, title: str, lines: Sequence[Line]) -> str:
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{title} on {self.device}{precision}, {len(lines)} calls"
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -72,7 +80,7 @@ class Explanation:
 
         parts: list[Any] = []
         for title, lines in self.passes.items():
-            table = Table(*HEADINGS, title=f"{title} on {self.device}, {len(lines)} calls", title_justify="left")
+            table = Table(*HEADINGS, title=self._heading(title, lines), title_justify="left")
             for number, line in enumerate(lines):
                 table.add_row(str(number), *line)
             parts.append(table)
@@ -81,6 +89,8 @@ class Explanation:
 
 def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimizer: Any = None) -> Explanation:
     """Which primitives the model's passes over `x` are made of, and which implementation serves each, and why.
+
+    Inside of `fcdense.use_precision` the passes are those of mixed precision; arrays of 16 bits are marked.
 
     Parameters
     ----------
@@ -127,12 +137,13 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
     finally:
         generator.state = drawn
         state.words[...] = words
-    return Explanation(str(on), passes, tuple(notes))
+    return Explanation(str(on), current_precision(), passes, tuple(notes))
 
 
 def _training(model: nn.Module, loss: losses.Loss, spec: Any, x: Tensor, y: Tensor) -> tuple[tuple[Line, ...], str]:
     chosen: Any = optim.SGD if spec is None else optim.get(spec)
-    step = Captured(partial(training_step, model, loss, chosen(model.parameters()), spec is not None))
+    scale = optim.LossScale(device=x.device) if current_precision() == "float16" else None
+    step = Captured(partial(training_step, model, loss, chosen(model.parameters()), scale, spec is not None))
     lines, note = _recorded(step, "Trainer", "training step", x, y)
     if step.unchecked and target_check(loss) is None:
         note = f"Trainer calls Python for every training step: {UNKNOWN_TARGETS}"
@@ -160,4 +171,13 @@ def _line(call: Call, served_by: str) -> Line:
 
 
 def _shapes(arrays: Sequence[Array]) -> str:
-    return " ".join("x".join(map(str, array.shape)) or "1" for array in arrays)
+    return " ".join(_shape(array) + _dtype(array) for array in arrays)
+
+
+def _shape(array: Array) -> str:
+    return "x".join(map(str, array.shape)) or "1"
+
+
+def _dtype(array: Array) -> str:
+    """The dtype of an operand in 16 bits, which is worth telling."""
+    return f":{array.dtype}" if array.dtype.kind in FLOAT_KINDS and array.dtype.itemsize == 2 else ""

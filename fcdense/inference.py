@@ -19,6 +19,7 @@ from fcdense.data.checks import as_count
 from fcdense.errors import ArgumentError, CaptureError, ShapeError
 from fcdense.log import logger
 from fcdense.nn.input import device_of
+from fcdense.precision import widened
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +47,7 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     Returns
     -------
     NumPy array (N, ..., O)
+        Inside of `fcdense.use_precision` float32, however the layers multiply.
     """
     size = as_count("batch_size", batch_size)
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
@@ -186,7 +188,7 @@ def forwards_of(model: nn.Module, modules: list[nn.Module]) -> Forwards:
 def _output(result: Any) -> Array:
     if not isinstance(result, Tensor):
         raise ArgumentError(f"The model returned {type(result).__name__}; predict needs one tensor.")
-    return result.numpy()
+    return np.asarray(widened(result.numpy()))
 
 
 @contextmanager

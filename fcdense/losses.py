@@ -75,6 +75,7 @@ class ElementwiseLoss:
 
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None, **options: float) -> Tensor:
         scalars = self._scalars(options)
+        prediction = targets.wide(prediction)
         targets.check(self.__name__, prediction, target, self.of_logits)
         if sample_weight is None and targets.is_unread(target) and not tape.needs_grad((target,)):
             array = targets.unread_matching(target, prediction, self.of_logits).array
@@ -214,6 +215,7 @@ def cross_entropy(
     A logit -inf adds nothing where t_bk = 0, and makes the loss infinite elsewhere.
     Source of the smoothing: C. Szegedy et al. (2016), Rethinking the Inception architecture, CVPR, section 7.
     """
+    prediction = targets.wide(prediction)
     targets.check("cross_entropy", prediction, target, of_logits=True)
     if prediction.shape[-1:] < (2,):
         raise ShapeError(
@@ -258,6 +260,7 @@ class Loss:
         return f"<loss {self.name}>"
 
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None) -> Tensor:
+        prediction = targets.wide(prediction)
         if sample_weight is None:
             loss = self.function(prediction, target)
         elif self.takes_weights:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError, unknown_name
+from fcdense.precision import widened
 
 Array = NDArray[Any]
 
@@ -245,6 +246,24 @@ def get(spec: str | Metric | type[Metric] | Callable[[Array, Array], Any]) -> Me
     raise ArgumentError(f"Metric {spec!r}: expected a name, a Metric or a function of (prediction, target).")
 
 
+def several(specs: Sequence[Any]) -> list[Metric]:
+    """The metrics that a list of names, metrics and functions means, each with a name of its own beside the loss.
+
+    Raises
+    ------
+    ArgumentError
+        It is no list, or two metrics have one name.
+    """
+    if isinstance(specs, str) or not isinstance(specs, Sequence):
+        raise ArgumentError(f"metrics is {specs!r}; expected a list, such as ['accuracy'].")
+    made = [get(spec) for spec in specs]
+    names = ["loss", *(metric.name for metric in made)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentError(f"Two numbers would be called {name!r}; give each metric a name of its own.")
+    return made
+
+
 def _numbers(values: Any, what: str) -> Array:
     array = values.numpy() if hasattr(values, "numpy") else np.asarray(values)
     # NumPy has no bfloat16 of its own: ml_dtypes registers it with the kind of a record.
@@ -252,7 +271,7 @@ def _numbers(values: Any, what: str) -> Array:
         raise DTypeError(f"{what} has dtype {array.dtype}, expected real numbers (classes as integers 0, 1, ...).")
     if array.ndim == 0 or (array.ndim > 1 and array.shape[-1] == 0):
         raise ShapeError(f"{what} has the shape {array.shape}, expected (B,) or (..., O) with O >= 1.")
-    return np.asarray(array)
+    return np.asarray(widened(array))
 
 
 def _scores(prediction: Array) -> Array:

@@ -20,6 +20,7 @@ from fcdense.backends.base import Backend, Reduction
 from fcdense.backends.spans import share_memory
 from fcdense.errors import DTypeError, GraphError, ShapeError
 from fcdense.expression import array_var
+from fcdense.precision import FLOAT_KINDS
 from fcdense.program import Program
 
 Shape = tuple[int, ...]
@@ -125,7 +126,7 @@ class Elementwise(Operation):
         return read_by_vjps(self.program, needs)
 
     def forward(self, backend: Backend, arrays: Sequence[Array]) -> Array:
-        dtype = next(a.dtype for a in arrays if a.dtype.kind == "f")  # a condition may be boolean
+        dtype = next(a.dtype for a in arrays if a.dtype.kind in FLOAT_KINDS)  # a condition may be boolean
         out = backend.workspace.empty(broadcast_shape(self.name, arrays), dtype)
         backend.map(self.program, arrays, self.scalars, out=(out,))
         return out

@@ -14,6 +14,7 @@ from fcdense.backends.base import Mode
 from fcdense.errors import CaptureError, DeviceError, GraphError, ShapeError
 from fcdense.layout import Layout
 from fcdense.program import trace
+from fcdense.shadow import Shadow
 from fcdense.tensor import Tensor, as_tensor
 
 ADD = trace(lambda total, part: total + part, 2, name="accumulate")
@@ -44,7 +45,17 @@ class Parameter(Tensor):
         Its home once packed, and its slot there.
     """
 
-    __slots__ = ("_gradient_array", "_written", "arena", "constraint", "decay", "index", "name", "regularizer")
+    __slots__ = (
+        "_gradient_array",
+        "_shadows",
+        "_written",
+        "arena",
+        "constraint",
+        "decay",
+        "index",
+        "name",
+        "regularizer",
+    )
     moves = True
 
     def __init__(
@@ -67,6 +78,7 @@ class Parameter(Tensor):
         self.index = 0
         self._gradient_array: Array | None = None
         self._written = False
+        self._shadows: dict[np.dtype[Any], Shadow] = {}
         self.requires_grad = requires_grad
 
     @property
@@ -179,6 +191,24 @@ class Parameter(Tensor):
 
     # memory
 
+    def rounded(self, dtype: np.dtype[Any]) -> Array:
+        """The values in a 16-bit dtype, for products: a part of a copy that is kept, one for each arena."""
+        arena = self.arena
+        shadows, values = (self._shadows, self.array) if arena is None else (arena.shadows, arena.values)
+        shadow = shadows.get(dtype)
+        if shadow is None:
+            shadow = shadows[dtype] = Shadow(values, self.version, dtype, self.device)
+        array = shadow.use()
+        return array if arena is None else arena.view(array, self.index)
+
+    def all_arrays(self) -> list[Array]:
+        """The values, and the copies of them in other dtypes."""
+        arena = self.arena
+        if arena is None:
+            return [self.array, *(shadow.array for shadow in self._shadows.values())]
+        buffers = arena.values, *(shadow.array for shadow in arena.shadows.values())
+        return [arena.view(buffer, self.index) for buffer in buffers]
+
     def adopt(self, arena: Arena, index: int) -> None:
         """Move values and gradient into slot `index` of `arena`."""
         backend = self.device.backend
@@ -191,6 +221,7 @@ class Parameter(Tensor):
         self.version.continue_in(arena.version)
         self.version = arena.version
         self.arena, self.index = arena, index
+        self._shadows = {}
 
     def move(self, on: Device) -> None:
         """Go to another device, out of the arena, which is retired; the gradient is forgotten."""
@@ -203,7 +234,7 @@ class Parameter(Tensor):
         if self.arena is not None:
             self.arena.retired = True
         self.device, self.version = on, Version()
-        self.arena, self._gradient_array, self._written = None, None, False
+        self.arena, self._gradient_array, self._written, self._shadows = None, None, False, {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = np.array(self.numpy()) if self.is_built else None

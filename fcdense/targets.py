@@ -13,6 +13,7 @@ from fcdense import changes
 from fcdense.conversion import FLOATS, host_array, in_c_order
 from fcdense.dense import DenseNode
 from fcdense.errors import ArgumentError, CaptureError, DataError, DeviceError, DTypeError, ShapeError
+from fcdense.precision import widened
 from fcdense.tensor import Tensor
 
 Array = NDArray[Any]
@@ -20,6 +21,11 @@ Shape = tuple[int, ...]
 
 ROW_SUM = 1e-3
 """How far the probabilities of a row may be from summing to 1: float16 rows of some thousand classes pass."""
+
+
+def wide(prediction: Any) -> Any:
+    """The prediction in the dtype of the loss: float32 for the 16-bit output of mixed precision."""
+    return widened(prediction) if isinstance(prediction, Tensor) else prediction
 
 
 def check(name: str, prediction: Any, target: Any, of_logits: bool) -> None:
@@ -49,9 +55,9 @@ def check(name: str, prediction: Any, target: Any, of_logits: bool) -> None:
 
 
 def _activation_of(prediction: Tensor) -> str:
-    """The name of the operation that computed the values, reshaped or sliced since; "" where nothing was recorded."""
+    """The name of the operation that computed the values, only moved or cast since; "" where nothing was recorded."""
     node = prediction.node
-    while node is not None and node.name in ("reshape", "slice", "transpose") and node.below:
+    while node is not None and node.name in ("reshape", "slice", "transpose", "astype") and node.below:
         node = node.below[0]
     if isinstance(node, DenseNode):
         return node.activation.name
@@ -189,6 +195,26 @@ def class_weights(given: Sequence[float] | Mapping[int, float], count: int) -> A
     if weights.shape != (count,):
         raise ShapeError(f"class_weight has shape {weights.shape}, expected one weight for each class: ({count},).")
     return _not_negative(weights, "class_weight")
+
+
+def weights_by_class(
+    class_weight: Sequence[float] | Mapping[int, float], target: Any, shape: Shape, sample_weight: Array | None
+) -> Array:
+    """The weight of each row of predictions: that of its class (of probabilities the mean), times its sample weight."""
+    outputs = shape[-1] if len(shape) > 1 else 1
+    rows = shape[:-1] if len(shape) > 1 else shape
+    if outputs > 1:
+        by_class = class_weights(class_weight, outputs)
+        t = classes(target, shape, None)
+        weights: Array = by_class[t] if t.ndim == 1 else t @ by_class
+    else:
+        by_class = class_weights(class_weight, 2)
+        ones = probabilities(matching(target, shape))
+        weights = by_class[0] * (1 - ones) + by_class[1] * ones
+    weights = weights.reshape(rows)
+    if sample_weight is not None:
+        weights = weights * sample_weight.reshape(-1, *[1] * (len(rows) - 1))
+    return weights
 
 
 def row_weights(given: Any, shape: Shape) -> Array | None:

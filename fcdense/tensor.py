@@ -18,6 +18,7 @@ from fcdense.backends import Device, current_device
 from fcdense.backends.base import Reduction
 from fcdense.conversion import array_dtype, host_array, in_c_order
 from fcdense.errors import ArgumentError, DeviceError, GraphError, ShapeError
+from fcdense.precision import BFLOAT16, FLOAT_KINDS, dtype_of
 from fcdense.program import Program, trace
 from fcdense.variable import Variable
 
@@ -53,7 +54,7 @@ class Tensor(Variable):
 
     def astype(self, dtype: Any) -> Tensor:
         """This tensor in another dtype (itself if it has it already)."""
-        goal = array_dtype(dtype)
+        goal = dtype_of(BFLOAT16) if getattr(dtype, "name", dtype) == BFLOAT16 else array_dtype(dtype)
         return self if self.dtype == goal else self.apply(operations.AsType(goal), self)
 
     def copy(self) -> Tensor:
@@ -284,7 +285,7 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
     array = host_array(value, "the operand")
-    if like.dtype.kind == "f" and (array.dtype.kind != "f" or array.ndim == 0):
+    if like.dtype.kind in FLOAT_KINDS and (array.dtype.kind != "f" or array.ndim == 0):
         array = array.astype(like.dtype)
     return Tensor(like.device.backend.from_host(array), like.device)
 

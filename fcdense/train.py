@@ -20,6 +20,9 @@ from fcdense.diagnosis import first_non_finite
 from fcdense.errors import ArgumentError, CaptureError, DataError
 from fcdense.history import History
 from fcdense.inference import evaluating, predict
+from fcdense.nn.input import device_of
+from fcdense.optim.loss_scale import SMALLEST
+from fcdense.precision import current_precision, dtype_of, use_precision
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +49,10 @@ class Trainer:
     class_weight : mapping or sequence, optional
         A weight >= 0 for each class; classes that a mapping leaves out have weight 1. The weight of a row's class
         multiplies its sample weight in the loss, of training as of validation; metrics know sample weights only.
+    precision : {"float32", "bfloat16", "float16"}, optional
+        In which numbers dense layers multiply (`fcdense.use_precision`), in training, evaluation and prediction; what
+        `use_precision` says unless given. In "float16" the loss is scaled (`fcdense.LossScale`): a step whose gradients
+        are infinite only because of the scale is left out without a word.
     seed : int
         Shuffling and validation split follow from it. (`fcdense.manual_seed` governs weights and dropout.)
     capture : bool
@@ -61,6 +68,8 @@ class Trainer:
         Of all calls of `fit` together.
     stop_training : bool
         A callback sets it to end training after the current epoch.
+    loss_scale : LossScale or None
+        That of the last `fit` in "float16".
     measured : list of str
         The names of the numbers that the current `fit` measures in every epoch.
     not_captured : str
@@ -83,6 +92,7 @@ class Trainer:
         clip_norm: float | None = None,
         accumulate: int = 1,
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        precision: str | None = None,
         seed: int = 0,
         capture: bool = True,
     ) -> None:
@@ -90,9 +100,11 @@ class Trainer:
             raise ArgumentError(f"model is {model!r}; expected an nn.Module, such as nn.Sequential(...).")
         self.model = model
         self.loss = losses.get(loss)
-        self.metrics = _metrics(metrics)
+        self.metrics = measures.several(metrics)
         self.accumulate = as_count("accumulate", accumulate)
         self.class_weight = class_weight
+        self.precision = None if precision is None else str(dtype_of(precision))
+        self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
         self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
         self._owns_optimizer = self.optimizer is not optimizer
@@ -103,7 +115,8 @@ class Trainer:
         self.not_captured = ""
 
     def __repr__(self) -> str:
-        return f"Trainer({type(self.model).__name__}, {self.loss!r}, {self.optimizer!r})"
+        precision = "" if self.precision is None else f", precision={self.precision!r}"
+        return f"Trainer({type(self.model).__name__}, {self.loss!r}, {self.optimizer!r}{precision})"
 
     def fit(
         self,
@@ -188,7 +201,8 @@ class Trainer:
         names = ["loss", *(metric.name for metric in self.metrics)]
         capturing = CapturedTraining(self, batches, self.capture)
         # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
-        with np.errstate(), CallbackList(callbacks, defaults) as hooks:
+        with np.errstate(), self._multiplying(), CallbackList(callbacks, defaults) as hooks:
+            self._prepare_loss_scale()
             self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
             self.stop_training = False
             hooks.begin(self, epochs, batches.steps_per_epoch)
@@ -216,11 +230,25 @@ class Trainer:
 
         Takes data as `fit` does, 256 rows at a time unless `batch_size` says otherwise.
         """
-        return self._measure(feed(x, y, sample_weight, batch_size=batch_size))
+        with self._multiplying():
+            return self._measure(feed(x, y, sample_weight, batch_size=batch_size))
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
         """The outputs for `x`, row by row: `fcdense.inference.predict` of this trainer's model."""
-        return predict(self.model, x, batch_size=batch_size)
+        with self._multiplying():
+            return predict(self.model, x, batch_size=batch_size)
+
+    def _multiplying(self) -> Any:
+        """The context of the trainer's precision."""
+        return use_precision(self.precision or current_precision())
+
+    def _prepare_loss_scale(self) -> None:
+        """One on the model's device, where the precision needs it; a further `fit` goes on with it."""
+        on, found = device_of(self.model), self.loss_scale
+        if current_precision() != "float16":
+            self.loss_scale = None
+        elif found is None or found.device != on:
+            self.loss_scale = optim.LossScale(device=on)
 
     def _take_new_parameters(self) -> None:
         """Train layers that the model was given since; an optimizer that the caller made stays the caller's."""
@@ -237,7 +265,7 @@ class Trainer:
         # Walking through the modules costs as much as a small layer: once an epoch is enough.
         buffers = [(module, name) for module in self.model.modules() for name in module._buffers]
         is_penalized = any(parameter.regularizer is not None for parameter in self.model.parameters())
-        step = Step(self.optimizer, buffers)
+        step = Step(self.optimizer, buffers, self.loss_scale)
         capturing.begin_epoch(may_group=not buffers and not hooks.follows_steps)
         number = 0
         try:
@@ -276,8 +304,8 @@ class Trainer:
         average.add(value, weight, prediction, batch)
         if loss is not None:
             step.add(loss, weight)
-        if step.batches == self.accumulate:
-            self._finish(step, batch, hooks)
+        if step.batches == self.accumulate and not self._finish(step, batch, hooks):
+            return None
         return None if loss is None else prediction
 
     def _replay(
@@ -308,12 +336,21 @@ class Trainer:
         elif optimizer.skipped_steps == skipped:
             step.begin()
         else:
-            self._discard(step, batch, "a gradient is not finite", hooks)
+            self._discard_gradients(step, batch, hooks)
         return True
 
-    def _finish(self, step: Step, batch: Batch, hooks: CallbackList) -> None:
-        """Update the parameters."""
-        if not step.finish():
+    def _finish(self, step: Step, batch: Batch, hooks: CallbackList) -> bool:
+        """Update the parameters; False where a gradient is not finite and the step was undone."""
+        is_done = step.finish()
+        if not is_done:
+            self._discard_gradients(step, batch, hooks)
+        return is_done
+
+    def _discard_gradients(self, step: Step, batch: Batch, hooks: CallbackList) -> None:
+        """Undo a step with a gradient that is not finite; a smaller loss scale may cure the next one."""
+        if self.loss_scale is not None and self.loss_scale.scale > SMALLEST:
+            step.undo()
+        else:
             self._discard(step, batch, "a gradient is not finite", hooks)
 
     def _discard(self, step: Step, batch: Batch, what: str, hooks: CallbackList) -> None:
@@ -343,30 +380,11 @@ class Trainer:
         prediction = self.model(batch.x)
         weights = batch.sample_weight
         if self.class_weight is not None:
-            weights = _class_weights(self.class_weight, prediction, batch)
+            weights = targets.weights_by_class(self.class_weight, batch.y, prediction.shape, weights)
         total = float(len(batch.x)) if weights is None else float(weights.sum())
         if not total:
             return prediction, None, 0.0
         return prediction, self.loss(prediction, batch.y, weights), total
-
-
-def _class_weights(class_weight: Any, prediction: Tensor, batch: Batch) -> Array:
-    """The weight of each row: that of its class (for probabilities their mean), times its sample weight."""
-    outputs = prediction.shape[-1] if prediction.ndim > 1 else 1
-    if outputs > 1:
-        shape = prediction.shape[:-1]
-        by_class = targets.class_weights(class_weight, outputs)
-        t = targets.classes(batch.y, prediction.shape, None)
-        weights: Array = by_class[t] if t.ndim == 1 else t @ by_class
-    else:
-        shape = prediction.shape[:-1] if prediction.ndim > 1 else prediction.shape
-        by_class = targets.class_weights(class_weight, 2)
-        ones = targets.probabilities(targets.matching(batch.y, prediction.shape))
-        weights = by_class[0] * (1 - ones) + by_class[1] * ones
-    weights = weights.reshape(shape)
-    if batch.sample_weight is not None:
-        weights = weights * batch.sample_weight.reshape(-1, *[1] * (len(shape) - 1))
-    return weights
 
 
 def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:
@@ -379,14 +397,3 @@ def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float
     if not set(spec.parameters) & set(model.parameters()):
         raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
     return spec
-
-
-def _metrics(given: Sequence[Any]) -> list[measures.Metric]:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise ArgumentError(f"metrics is {given!r}; expected a list, such as ['accuracy'].")
-    made = [measures.get(spec) for spec in given]
-    names = ["loss", *(metric.name for metric in made)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ArgumentError(f"Two numbers would be called {name!r}; give each metric a name of its own.")
-    return made

@@ -14,6 +14,7 @@ from fcdense.backends.base import Mode
 from fcdense.conversion import FLOATS, host_array
 from fcdense.errors import DeviceError, DTypeError, GraphError, ShapeError
 from fcdense.operations import AsType, Call, Operation
+from fcdense.precision import FLOAT32, FLOAT_KINDS
 
 V = TypeVar("V", bound="Variable")
 
@@ -126,7 +127,7 @@ class Variable:
         first = operands[0]
         array = operation.forward(first.device.backend, [x.array for x in operands])
         out: V = first.derived(array, first.version if operation.is_view else None)
-        if not tape.needs_grad(operands) or out.dtype.kind != "f":
+        if not tape.needs_grad(operands) or out.dtype.kind not in FLOAT_KINDS:
             return out
         needs = tuple([x.requires_grad for x in operands])
         saved = operation.saves(needs)
@@ -296,10 +297,13 @@ def _aligned(operation: Operation, inputs: Sequence[V]) -> Sequence[V]:
     for x in inputs:
         if x.device is not on and x.device != on:
             raise DeviceError(f"'{operation.name}' got tensors on {on} and {x.device}. Move one: x.to('{on}').")
-    dtypes = {x.dtype for x in inputs if x.dtype.kind == "f"}
+    dtypes = {x.dtype for x in inputs if x.dtype.kind in FLOAT_KINDS}
     if operation.needs_floats and not dtypes:
         raise DTypeError(f"'{operation.name}' needs float tensors, not {inputs[0].dtype}; use .astype('float32').")
     if len(dtypes) < 2:
         return inputs
-    common = np.result_type(*dtypes)
-    return [x if x.dtype == common or x.dtype.kind != "f" else Variable.apply(AsType(common), x) for x in inputs]
+    # float16 and bfloat16 meet in float32: NumPy knows no dtype for both.
+    common = np.result_type(*[FLOAT32 if dtype.itemsize == 2 else dtype for dtype in dtypes])
+    return [
+        x if x.dtype == common or x.dtype.kind not in FLOAT_KINDS else Variable.apply(AsType(common), x) for x in inputs
+    ]

@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ class EmulatedDriver(Driver):
 
     name = "emu"
     architecture = "emulated"
+    gpu = "emulated GPU"
 
     def __init__(self, options: tuple[str, ...] = ()) -> None:
         self.order = ORDERS[0]
@@ -163,12 +165,10 @@ class EmulatedDriver(Driver):
         return sum(bool((raw[:start] != FENCE).any() or (raw[stop:] != FENCE).any()) for raw, start, stop in living)
 
     def view(self, base: EmulatedArray, offset: int, shape: Any, strides: Any, dtype: Any) -> EmulatedArray:
-        if offset:
+        if offset or base.dtype != dtype:
             host = np.ndarray(shape, dtype, base.host, offset, strides)
         else:
-            host = np.lib.stride_tricks.as_strided(
-                base.host.view(dtype) if base.dtype != dtype else base.host, shape, strides
-            )
+            host = np.lib.stride_tricks.as_strided(base.host, shape, strides)
         return EmulatedArray(host, base if base.base is None else base.base)
 
     def upload(self, array: HostArray) -> EmulatedArray:
@@ -192,6 +192,17 @@ class EmulatedDriver(Driver):
             self._recorded.append(lambda: self._run(kernel, function, grid, given))
         else:
             self._run(kernel, function, grid, given)
+
+    def enqueue(self, launch: Callable[[int], object]) -> None:
+        if self._recorded is not None:
+            self._recorded.append(partial(launch, 0))
+        else:
+            launch(0)
+
+    def timed(self, calls: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        calls()
+        return time.perf_counter() - start
 
     def _function(self, kernel: Kernel) -> Any:
         found = self._kernels.get(kernel.text)

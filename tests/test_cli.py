@@ -262,6 +262,10 @@ BAD = {
     "other task": (["train", "digits", "--task", "regression"], "--task is regression, but the targets of 'digits'"),
     "target of digits": (["train", "digits", "--target", "y"], "--target names a column of a CSV file"),
     "unknown target": (["train", "table.csv", "--target", "lable"], "Did you mean 'label'"),
+    "precision": (["train", "digits", "--precision", "half"], "--precision: invalid choice: 'half'"),
+    "precision of the CPU": (
+        ["train", "digits", "--precision", "float16", "--device", "cpu"], "--precision float16 needs a GPU, .* cpu",
+    ),
     "device": (["train", "digits", "--device", "gpu"], "Unknown device 'gpu'"),
     "unknown option": (["train", "digits", "--layer-size", "3"], "unrecognized arguments: --layer-size 3"),
     "out is a folder": (["train", "digits", "--out", "."], "is a folder"),

@@ -4,8 +4,13 @@ Conventions. All operands live on the backend's device. Every result is written 
 (`out`, `aux`, `db`, `loss`, `dz`); a primitive allocates nothing that outlives the call. Inputs may be strided,
 read-only or of size 0; outputs are written whole and, unless a primitive says otherwise, share no memory with inputs.
 Outputs are C-contiguous, except those of `map`, `copy` and `fill`, which may be strided.
-Floating operands of one call have one dtype, sums are rounded in that dtype. NaN and infinities propagate.
+Floating operands of one call have one dtype, and results are rounded to it; sums of 16-bit numbers run in float32.
+NaN and infinities propagate.
 Axes: B rows, I features in, O features out, K classes.
+
+Mixed precision, on a backend that has it: where the other operands of `dense`, `dense_grad_input`, `dense_grad_weight`
+and `act_grad` are of 16 bits (float16, bfloat16), the bias, `db` and the `out` of `dense_grad_weight` may be float32;
+and where the operands of `map` are float32, outputs may be of 16 bits, each rounded once.
 
 What changes from step to step lies in an array, never in a number handed to a primitive: the calls of one step can then
 be recorded and made again (`fcdense.capture`). So `map` takes its scalars from an array as well, and `when` it applies;
@@ -107,6 +112,8 @@ class Backend(ABC):
     name: str
     is_host: bool = True
     """Whether its arrays are NumPy's."""
+    mixed_precision: bool = True
+    """Whether it has mixed precision."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -115,6 +122,11 @@ class Backend(ABC):
     def is_recording(self) -> bool:
         """Whether calls of this thread are noted and not made, so that nothing can be read."""
         return False
+
+    @property
+    def unrecorded(self) -> Backend:
+        """Itself; for a recording backend the one that computes, whose memory outlives a recording."""
+        return self
 
     @property
     def workspace(self) -> Workspace:

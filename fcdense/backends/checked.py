@@ -18,6 +18,7 @@ from fcdense.arena import Array
 from fcdense.backends.base import ADDED_TO, Backend
 from fcdense.backends.spans import same_memory, share_memory
 from fcdense.errors import ContractError
+from fcdense.precision import FLOAT32, FLOAT_KINDS
 
 Sizes = dict[str, tuple[int, ...]]
 
@@ -58,6 +59,8 @@ DTYPES = {
     ("dropout", "stream"): UINT64,
 }
 NOT_ONLY_FLOATS = {"map", "fill"}
+MAY_BE_WIDER = {("dense", "b_o"), ("dense_grad_input", "db"), ("act_grad", "db"), ("dense_grad_weight", "out")}
+"""Operands that may be float32 where the others are of 16 bits: mixed precision."""
 MAY_BE_STRIDED = {"map", "copy", "fill"}
 
 # Row numbers, and the array whose rows they count.
@@ -67,7 +70,7 @@ IN_PLACE = {"act_grad": "dy_bo", "softmax_xent": "z_bk", "dropout": "x", "map": 
 """Inputs that an output may be, element for element."""
 
 # Bit patterns that no arithmetic gives: NaNs with a payload. Where one is still there after a call, nobody wrote.
-UNWRITTEN = {1: 0x5A, 2: 0x7E5A, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
+UNWRITTEN = {1: 0x5A, 2: 0x7FDA, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
 
 
 def fits(rule: str, shape: tuple[int, ...], sizes: Sizes) -> bool:
@@ -142,12 +145,21 @@ class Call:
             key = (self.primitive, argument)
             expected = INT64 if key == ("softmax_xent", "target") and array.ndim == 1 else DTYPES.get(key)
             if expected is None and self.primitive != "copy":  # which casts; elsewhere all floats have one dtype
-                if array.dtype.kind == "f" or self.primitive == "gather_rows":
-                    expected = common = common or array.dtype
+                if array.dtype.kind in FLOAT_KINDS or self.primitive == "gather_rows":
+                    common = common or array.dtype
+                    expected = array.dtype if self._may_differ(key, array.dtype, common) else common
                 elif self.primitive not in NOT_ONLY_FLOATS or array.dtype.kind not in "biu":
                     raise self.wrong(label, f"has dtype {array.dtype}; expected floats.")
             if expected is not None and array.dtype != expected:
                 raise self.wrong(label, f"has dtype {array.dtype}; expected {expected}.")
+
+    def _may_differ(self, key: tuple[str, str], dtype: np.dtype[Any], common: np.dtype[Any]) -> bool:
+        """Whether an operand may have another dtype than those before it."""
+        if not self.inner.mixed_precision:
+            return False
+        if key in MAY_BE_WIDER:
+            return dtype == FLOAT32 and common.itemsize == 2
+        return key == ("map", "out") and dtype.itemsize == 2 and common == FLOAT32
 
     def _check_values(self) -> None:
         if "act" in self.given:
@@ -225,6 +237,7 @@ class CheckedBackend(Backend):
         super().__init__()
         self.inner = inner
         self.name, self.is_host = f"checked {inner.name}", inner.is_host
+        self.mixed_precision = inner.mixed_precision
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.inner.empty(shape, dtype)

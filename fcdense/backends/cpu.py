@@ -22,6 +22,7 @@ from fcdense.arena import Array, host_empty, host_zeros
 from fcdense.backends.base import Backend, Mode, Reduction, draw_stream, uniform_stream
 from fcdense.backends.programs import chain, epilogue, weighted
 from fcdense.backends.replay import Call, Replay
+from fcdense.errors import DTypeError
 from fcdense.program import Program, trace
 
 PRODUCT = trace(lambda t, z: np.where(t == 0.0, 0.0, t * z), 2, name="product")
@@ -68,6 +69,7 @@ class CpuBackend(Backend):
     """NumPy over host memory."""
 
     name = "cpu"
+    mixed_precision = False
     do: Callable[..., Any] = operator.call
     """Calls its first argument with the others; what comes back is not looked at."""
 
@@ -129,6 +131,8 @@ class CpuBackend(Backend):
         CpuBackend.act_grad(self, out, aux_bi, act, out=out, db=db, mode=mode)
 
     def dense_grad_weight(self, x_bi: Array, dz_bo: Array, *, out: Array, mode: Mode = "overwrite") -> None:
+        if out.dtype != x_bi.dtype:
+            raise DTypeError(f"The CPU has no {out.dtype} gradient of {x_bi.dtype} operands; a GPU has.")
         if mode == "overwrite":
             self.do(np.dot, x_bi.T, dz_bo, out)
         else:

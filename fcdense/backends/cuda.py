@@ -19,6 +19,7 @@ from fcdense.cuda.driver import Driver
 from fcdense.cuda.geometry import blocks, strides_in
 from fcdense.cuda.launcher import FLOAT64, Launcher
 from fcdense.cuda.product import ADDED, SUM, Products
+from fcdense.cuda.tables import plan_of
 from fcdense.program import Program, trace
 
 CONSTANT = trace(lambda value: value, 0, 1, name="fill")
@@ -34,7 +35,7 @@ class CudaBackend(Backend):
         super().__init__()
         self.driver = driver
         self.launcher = Launcher(driver, self)
-        self.products = Products(self.launcher)
+        self.products = Products(self.launcher, plan_of(driver))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.driver.empty(shape, dtype)
@@ -62,7 +63,7 @@ class CudaBackend(Backend):
     def replay(self, calls: Sequence[Call], kept: Sequence[Array] = ()) -> Replay:
         from fcdense.cuda.graph import GraphReplay
 
-        return GraphReplay(self.driver, calls, self.implementation)
+        return GraphReplay(self, calls)
 
     # ---- dense layers ------------------------------------------------------------------------------------------------
 

@@ -289,12 +289,16 @@ class RecordingBackend(Backend):
     def __init__(self, inner: Backend, recording: Recording) -> None:
         super().__init__()
         self.inner = inner
-        self.name, self.is_host = inner.name, inner.is_host
+        self.name, self.is_host, self.mixed_precision = inner.name, inner.is_host, inner.mixed_precision
         self._recording = recording
 
     @property
     def is_recording(self) -> bool:
         return self._recording.is_here
+
+    @property
+    def unrecorded(self) -> Backend:
+        return self.inner
 
     def join(self, participant: Replayed) -> None:
         if self._recording.is_here:

@@ -10,9 +10,10 @@ import ctypes
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fcdense import kernels
+from fcdense.cuda.library import library_path
 from fcdense.cuda.source import Kernel
 from fcdense.errors import DeviceError
 from fcdense.kernels import code_cache
@@ -38,7 +39,7 @@ class Nvrtc:
     """NVIDIA's runtime compiler, through its C interface (CUDA Toolkit Documentation, NVRTC)."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(_library_path())
+        self._library = ctypes.CDLL(library_path("nvrtc", "NVRTC"))
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
@@ -82,20 +83,6 @@ class Nvrtc:
     def _check(self, status: int) -> None:
         if status:
             raise DeviceError(f"NVRTC: {self._library.nvrtcGetErrorString(status).decode()}.")
-
-
-def _library_path() -> str:
-    try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-    except ImportError:
-        raise DeviceError(
-            "cuda-pathfinder, which finds NVRTC, is not installed. pip install 'fcdense[cuda13]' brings it."
-        ) from None
-    try:
-        path: Any = load_nvidia_dynamic_lib("nvrtc").abs_path
-    except Exception as error:
-        raise DeviceError(f"NVRTC is not there: {error}. pip install 'fcdense[cuda13]' brings it.") from None
-    return str(path)
 
 
 @cache

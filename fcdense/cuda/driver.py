@@ -3,8 +3,8 @@
 The backend speaks to a `Driver` alone. `cupy_driver.py` makes one of CuPy; the tests make one that runs the same
 kernels on the processor, so that all of the backend's Python is tested without a GPU.
 
-A driver's arrays have what the backend uses of CuPy's: shape, dtype, strides, size, nbytes, ndim, `reshape`,
-`transpose`, `T`, `view` and basic indexing.
+A driver's arrays have what the backend uses of CuPy's: shape, dtype, strides, size, nbytes, ndim, flags, `reshape`,
+`transpose`, `T`, `view` and basic indexing. Whatever is assigned to a part of one is written in the order of launches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from fcdense.arena import Array
-from fcdense.cuda.source import Kernel
+from fcdense.cuda.cublaslt import CublasLt
+from fcdense.cuda.source import Kernel, next_stream
+from fcdense.errors import DeviceError
 
 
 class Driver(ABC):
@@ -28,10 +30,16 @@ class Driver(ABC):
         The device, for messages: "cuda:0".
     architecture : str
         What kernels are compiled for: "sm_90a".
+    gpu : str
+        What its maker calls it: "NVIDIA H100 80GB HBM3".
+    library : CublasLt or None
+        cuBLASLt on this GPU, where it is installed.
     """
 
     name: str
     architecture: str
+    gpu: str
+    library: CublasLt | None = None
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -64,5 +72,51 @@ class Driver(ABC):
         """Run a kernel after all that was launched before. `arguments` is one element of `kernel.arguments`."""
 
     @abstractmethod
+    def enqueue(self, launch: Callable[[int], object]) -> None:
+        """Let `launch(stream)` launch something of its own after all that was launched before, or record it."""
+
+    @abstractmethod
+    def timed(self, calls: Callable[[], object]) -> float:
+        """Seconds from the first to the last of the launches that `calls` makes, on the device."""
+
+    @abstractmethod
     def record(self, calls: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the launches that `calls` makes, over the same memory, without its Python; none is made now."""
+        """What repeats the launches that `calls` makes, over the same memory, without its Python; none is made now.
+
+        Arrays that `calls` makes live as long as the recording; those it was given are the caller's to keep.
+        """
+
+    def adopt(self, array: Array) -> Array:
+        """A caller's array as one of the driver's, in the same memory.
+
+        Launches come after what the caller's current stream was given before, and what that stream is given once the
+        adopted array and all views of it are gone comes after the launches.
+
+        Raises
+        ------
+        DeviceError
+            It lies on another device.
+        """
+        return array
+
+    def hand_over(self, array: Array) -> Array:
+        """An array of the driver as one for the caller's current stream, in the same memory: `adopt` turned around."""
+        return array
+
+    def check(self) -> None:
+        """Compile and launch a kernel of one thread, and read what it wrote.
+
+        Raises
+        ------
+        DeviceError
+            It does not compile or run, or wrote something else.
+        """
+        state = np.array([2**63 + 7, 41], np.uint64)
+        given, taken = self.upload(state), self.empty(state.shape, state.dtype)
+        kernel = next_stream()
+        arguments = np.zeros(1, kernel.arguments)
+        arguments["state"], arguments["out"] = self.address(given), self.address(taken)
+        self.launch(kernel, (1, 1, 1), arguments)
+        found = [*self.download(taken).tolist(), *self.download(given).tolist()]
+        if found != [2**63 + 7, 41, 2**63 + 7, 42]:
+            raise DeviceError(f"{self.name} computes wrongly: '{kernel.name}' of {state.tolist()} gave {found}.")

@@ -1,7 +1,8 @@
 """The CUDA C++ of a `Program`: a struct that loads operands, computes and stores, for the kernels that take one.
 
 What `codegen.py` is to NumPy and `loops.py` to Numba, this is to CUDA. The functions are those of
-`kernels/cuda/numbers.cuh`, named as the traced operations are.
+`kernels/cuda/numbers.cuh`, named as the traced operations are: accurate ones, and approximate ones where all that they
+lead to is rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ STORED = {
     "uint64": "unsigned long long",
 }
 """How kernels name the type of stored numbers, by the name of the dtype."""
+
+APPROXIMATE = ("exp", "tanh", "sigmoid", "softplus")
+"""What the GPU approximates well enough for results of bfloat16, and much faster."""
 
 _WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -129,6 +133,7 @@ class _Writer:
 
     def __init__(self, program: Program, inputs: Sequence[np.dtype[Any]], outs: Sequence[np.dtype[Any]]) -> None:
         self.program = program
+        self._approximates = bool(outs) and all(dtype.name == "bfloat16" for dtype in outs)
         self.type = computed(inputs, outs)
         self._names: dict[Expr, str] = {}
 
@@ -162,7 +167,10 @@ class _Writer:
             return "{} ? {} : {}".format(*args)
         if e.op == "indicator":
             return f"{args[0]} ? {'1.0' if e.uniform else 'C(1)'} : {'0.0' if e.uniform else 'C(0)'}"
-        return _INFIX[e.op].format(*args) if e.op in _INFIX else f"{e.op}({', '.join(args)})"
+        if e.op in _INFIX:
+            return _INFIX[e.op].format(*args)
+        name = f"approximate::{e.op}" if self._approximates and e.op in APPROXIMATE and not e.uniform else e.op
+        return f"{name}({', '.join(args)})"
 
     def _operand(self, e: Expr, uniform: bool) -> str:
         """A node as an operand of a uniform one, in double, or of another one."""

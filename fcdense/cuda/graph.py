@@ -1,45 +1,143 @@
-"""Replays on the GPU: all launches of a step as one graph."""
+"""Replays on the GPU: all launches of a step as one graph, and of a round."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from fcdense.arena import Array
 from fcdense.backends.cuda import CudaBackend
-from fcdense.backends.replay import Call, Replay
+from fcdense.backends.replay import Call, Feed, Keep, Replay
+from fcdense.backends.spans import overlap
 from fcdense.backends.temporaries import Temporaries
-from fcdense.cuda.driver import Driver
+from fcdense.cuda import source
 
 
-class _Recorded(CudaBackend):
+class Recorded(CudaBackend):
     """The backend while its launches are recorded: temporary arrays are those of the graph."""
 
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)
+    def __init__(self, backend: CudaBackend) -> None:
+        super().__init__(backend.driver)
+        self.products.plan = backend.products.plan
         self.temporaries = Temporaries(self)
 
     @property
     def workspace(self) -> Any:
         return self.temporaries
 
+    def make(self, call: Call, **changed: Any) -> str:
+        """Launch what a call is made of; which of several kernels serves it, or ""."""
+        self.products.served = ""
+        getattr(self, call.primitive)(**{**call.arguments, **changed})
+        self.temporaries.take_back()
+        return self.products.served
+
 
 class GraphReplay(Replay):
     """Recorded primitives as launches that the driver repeats; no Python stands between them."""
 
-    def __init__(self, driver: Driver, calls: Sequence[Call], implementation: str) -> None:
-        self._backend = _Recorded(driver)
+    def __init__(self, backend: CudaBackend, calls: Sequence[Call]) -> None:
+        self._owner = backend
+        self._backend = Recorded(backend)
         self._calls = calls  # whose arrays the graph works on
-        self._served = [implementation] * len(calls)
-        self._launch = driver.record(self._make)
+        self._served: list[str] = []
+        self._launch = backend.driver.record(self._make)
 
     def _make(self) -> None:
         for call in self._calls:
-            getattr(self._backend, call.primitive)(**call.arguments)
-            self._backend.temporaries.take_back()
+            served = self._backend.make(call)
+            self._served.append(f"{self._owner.implementation}: {served}".removesuffix(": "))
 
     def run(self) -> None:
         self._launch()
         self._made += 1
 
+    def rounds(
+        self, feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Array | None = None
+    ) -> Callable[[int], int] | None:
+        if any(source.dtype != target.dtype or source.shape[1:] != target.shape[1:] for source, _, target in feeds):
+            return None
+        return GraphRounds(self._backend, self._calls, feeds, keeps, go_on).run
+
     def describe(self) -> list[str]:
         return self._served
+
+
+class GraphRounds:
+    """A round as one graph, launched n times: it takes its rows, makes the calls, and leaves its results.
+
+    What of `feeds` and `keeps` lies on the host is sent before the first round, or fetched after the last one. The host
+    does not look at `go_on` between rounds: those after the last one are launched as well, and change nothing.
+    """
+
+    def __init__(
+        self, backend: Recorded, calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
+    ) -> None:
+        self._backend = backend
+        self._calls, self._go_on = calls, go_on
+        self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
+        self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
+        self._keeps = [Keep(*map(self._on_device, keep)) for keep in keeps]
+        self._results = [keep.target for keep in keeps]
+        self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
+        self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
+        self._running = self._backend.empty((), np.dtype(np.float64))
+        self._launch = backend.driver.record(self._make)
+
+    def _on_device(self, array: Array) -> Array:
+        """The array itself, or what stands for a host array on the device."""
+        if not isinstance(array, np.ndarray):
+            return array
+        if id(array) not in self._twins:
+            self._twins[id(array)] = array, self._backend.empty(array.shape, array.dtype)
+        return self._twins[id(array)][1]
+
+    def _make(self) -> None:
+        launch, address = self._backend.launcher.launch, self._backend.driver.address
+        grid = self._backend.launcher.grid
+        control = {"round": address(self._round), "running": address(self._running)}
+        if self._go_on is not None:
+            control["go_on"] = address(self._go_on)
+        for x, order, out in self._feeds:
+            kernel = source.take_rows(out.dtype)
+            fields = {"x": address(x), "order": address(order), "out": address(out), "rows": len(out)}
+            fields["columns"] = math.prod(out.shape[1:])
+            launch(kernel, grid(out.size, kernel.threads), round=control["round"], **fields)
+        for call in self._calls:
+            is_ungated = call.primitive == "map" and call.arguments["when"] is None
+            self._backend.make(call, **({"when": self._running} if is_ungated else {}))
+            if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
+                launch(source.control("look_whether_to_go_on"), (1, 1, 1), **control)
+        for x, target in self._keeps:
+            kernel = source.keep(x.dtype)
+            fields = {"x": address(x), "out": address(target), "size": x.size}
+            launch(kernel, grid(x.size, kernel.threads), round=control["round"], **fields)
+        launch(source.control("next_round"), (1, 1, 1), **control)
+
+    def run(self, count: int) -> int:
+        """Make up to `count` rounds; how many."""
+        targets = {id(target) for target in self._results}
+        for host, twin in self._twins.values():
+            if id(host) not in targets:
+                twin[...] = host
+        self._round[...] = np.zeros(len(self._round), source.WORD)
+        self._running[...] = np.ones(())
+        for _ in range(count):
+            self._launch()
+        made = count if self._go_on is None else self._made(count)
+        for host, (_, twin) in zip(self._results, self._keeps, strict=True):
+            if isinstance(host, np.ndarray):
+                host[:made] = self._backend.to_host(twin[:made])
+        return made
+
+    def _made(self, count: int) -> int:
+        """How many rounds of those that were launched there were. What later ones drew from streams is given back."""
+        made = int(self._backend.to_host(self._round).view(source.ROUND)["made"][0])
+        for state in self._streams if made < count else ():
+            numbers = self._backend.to_host(state)
+            numbers[1] -= count - made
+            state[...] = numbers
+        return made

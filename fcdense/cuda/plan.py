@@ -1,11 +1,13 @@
-"""Which kernel serves which product, and how it is cut.
+"""Which kernel serves which product, and how it is cut: from a table of measurements, or else by counting.
 
-The numbers here follow from counting blocks and bytes; none of them is measured yet.
+`fcdense tune` writes the table. The numbers by which the others are chosen follow from counting blocks and bytes; none
+of them is measured yet.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fcdense.cuda.geometry import blocks
@@ -36,12 +38,27 @@ LEAST_DEPTH = 128
 SPLIT_FROM = 64
 """Rows, columns and depth from which on float32 products are taken as three products of TF32."""
 
+LIBRARY_FROM = 2**27
+"""Multiplications from which on the library's better use of Hopper's tensor cores pays for the pass that its product
+needs for the program: mma.sync reaches 0.63 of their speed, the library 0.95."""
+LIBRARY_DEPTH = 1720
+"""The depth at which both are even: 2 d (1 / 0.63 - 1 / 0.95) / 230 operations a byte = 8 bytes for each sum."""
+
 
 class Problem(NamedTuple):
     """C (rows, columns) = A (rows, depth) @ B (depth, columns), of operands of one dtype.
 
-    `copy` is how many bytes of a line of A and B may be read at once; 0 where one of them has no lines, because
-    neither of its axes is contiguous.
+    Attributes
+    ----------
+    dtype : str
+        Its name; "tf32" for float32 that may be rounded to it.
+    copy : int
+        How many bytes of a line of A and B may be read at once; 0 where one of them has no lines, because neither of
+        its axes is contiguous.
+    a_along_depth, b_along_depth : bool
+        Whether those lines go along the depth.
+    has_program : bool
+        Whether more is computed than the product, or the product added to what is there.
     """
 
     dtype: str
@@ -49,19 +66,39 @@ class Problem(NamedTuple):
     columns: int
     depth: int
     copy: int
+    a_along_depth: bool
+    b_along_depth: bool
+    has_program: bool
+
+    @property
+    def bucket(self) -> str:
+        """What problems share a line of the table: sizes up to the same powers of two."""
+        sizes = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in self[1:4])
+        axes = "".join("dw"[not along] for along in (self.a_along_depth, self.b_along_depth))
+        return f"{self.dtype} {sizes} {axes} {self.copy}{' program' if self.has_program else ''}"
 
 
 class Choice(NamedTuple):
-    """A family of kernels, what its operands are multiplied as, its tiling, and the depth of a part."""
+    """A family of kernels, what its operands are multiplied as, its tiling (the library has its own), and parts.
+
+    The depth is cut in about `parts` parts.
+    """
 
     family: str
     arithmetic: str
-    tiling: Tiling
-    part: int
+    tiling: Tiling | None = None
+    parts: int = 1
 
     def __str__(self) -> str:
+        if self.tiling is None:
+            return f"{self.family} {self.arithmetic}"
         cut = f"{self.tiling.rows} x {self.tiling.columns} x {self.tiling.depth}"
-        return f"{self.family} {self.arithmetic}, {cut}"
+        return f"{self.family} {self.arithmetic}, {cut}{f', {self.parts} parts' if self.parts > 1 else ''}"
+
+    def part(self, depth: int) -> int:
+        """The depth of a part: a multiple of the tiling's."""
+        assert self.tiling is not None
+        return max(1, blocks(blocks(depth, self.parts), self.tiling.depth)) * self.tiling.depth
 
 
 def number(architecture: str) -> int:
@@ -70,26 +107,73 @@ def number(architecture: str) -> int:
     return int(found[1]) if found else 120
 
 
-def choose(problem: Problem, architecture: str) -> Choice:
-    """The kernel for a product on such a chip."""
-    arithmetic = _arithmetic(problem, architecture)
-    if arithmetic is None:
-        tiling = _simt(problem)
-        return Choice("simt", problem.dtype, tiling, _part(problem, tiling))
-    large, small = MMA[arithmetic]
-    fits = problem.rows >= large.rows and problem.columns >= large.columns and number(architecture) >= 80
-    chosen = large if fits and _parts(problem, large) * _tiles(problem, large) >= FULL else small
-    return Choice("mma", arithmetic, chosen, _part(problem, chosen))
+class Plan:
+    """The choices for one GPU.
 
+    Parameters
+    ----------
+    architecture : str
+    has_library : bool
+        Whether cuBLASLt may be chosen.
+    table : mapping of str to Choice
+        What was measured, by `Problem.bucket`.
+    """
 
-def _arithmetic(problem: Problem, architecture: str) -> str | None:
-    """What tensor cores multiply the operands as; None if they do not."""
-    if not problem.copy:
-        return None
-    name = problem.dtype
-    if name == "float32" and min(problem.rows, problem.columns, problem.depth) >= SPLIT_FROM:
-        name = "split"
-    return name if number(architecture) >= FIRST_ARCHITECTURE.get(name, 1000) else None
+    def __init__(self, architecture: str, has_library: bool = False, table: Mapping[str, Choice] | None = None) -> None:
+        self._number = number(architecture)
+        self._has_library = has_library
+        self._table = table or {}
+
+    def choose(self, problem: Problem) -> Choice:
+        """What serves a product."""
+        measured = self._table.get(problem.bucket)
+        if measured is not None:
+            return measured
+        if self._has_library and self._prefers_library(problem):
+            return Choice("cuBLASLt", problem.dtype)
+        return self.choose_own(problem)
+
+    def choose_own(self, problem: Problem) -> Choice:
+        """Which of our kernels serves a product."""
+        arithmetic = self._arithmetic(problem)
+        if arithmetic is None:
+            tiling = _simt(problem)
+            return Choice("simt", problem.dtype, tiling, _parts(problem, tiling))
+        large, small = MMA[arithmetic]
+        fits = problem.rows >= large.rows and problem.columns >= large.columns and self._number >= 80
+        chosen = large if fits and _parts(problem, large) * _tiles(problem, large) >= FULL else small
+        return Choice("mma", arithmetic, chosen, _parts(problem, chosen))
+
+    def candidates(self, problem: Problem) -> list[Choice]:
+        """All that can serve a product."""
+        arithmetic = self._arithmetic(problem)
+        tilings: list[Tiling] = [SIMT_DOUBLE] if problem.dtype == "float64" else [SIMT_LARGE, SIMT_SMALL]
+        families = [("simt", problem.dtype, tiling) for tiling in tilings]
+        if arithmetic is not None:
+            families += [("mma", arithmetic, tiling) for tiling in MMA[arithmetic][0 if self._number >= 80 else 1 :]]
+        found = [Choice("cuBLASLt", problem.dtype)] if self._has_library else []
+        for family, name, tiling in families:
+            most = max(1, min(problem.depth // LEAST_DEPTH, MOST_PARTS))
+            found += [Choice(family, name, tiling, 1 << k) for k in range(most.bit_length())]
+        return found
+
+    def _prefers_library(self, problem: Problem) -> bool:
+        size = problem.rows * problem.columns * problem.depth
+        if size < LIBRARY_FROM or min(problem.rows, problem.columns) == 1:
+            return False
+        if problem.dtype == "float64":
+            return self._number in (80, 90, 100)  # which have tensor cores for it
+        wants = problem.depth >= LIBRARY_DEPTH if problem.has_program else True
+        return problem.dtype in ("float16", "bfloat16", "tf32") and 90 <= self._number < 120 and wants
+
+    def _arithmetic(self, problem: Problem) -> str | None:
+        """What tensor cores multiply the operands as; None if they do not."""
+        if not problem.copy:
+            return None
+        name = problem.dtype
+        if name == "float32" and min(problem.rows, problem.columns, problem.depth) >= SPLIT_FROM:
+            name = "split"
+        return name if self._number >= FIRST_ARCHITECTURE.get(name, 1000) else None
 
 
 def _simt(problem: Problem) -> SimtTiling:
@@ -106,7 +190,3 @@ def _parts(problem: Problem, tiling: Tiling) -> int:
     """In how many parts the depth is cut so that there is work for the whole GPU."""
     wanted = 1 if _tiles(problem, tiling) >= FULL else blocks(WANTED, max(_tiles(problem, tiling), 1))
     return max(1, min(wanted, problem.depth // LEAST_DEPTH, MOST_PARTS))
-
-
-def _part(problem: Problem, tiling: Tiling) -> int:
-    return max(1, blocks(blocks(problem.depth, _parts(problem, tiling)), tiling.depth)) * tiling.depth

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fcdense.arena import Array
 from fcdense.cuda import gemm_source
+from fcdense.cuda.cublaslt_types import Operand, Product
 from fcdense.cuda.gemm_source import SUM_ROWS, Epilogue, sum_type
 from fcdense.cuda.geometry import Vector, blocks, strides_in
 from fcdense.cuda.launcher import Launcher
-from fcdense.cuda.plan import Choice, Problem, choose
+from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.source import Kernel, dtypes
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
+from fcdense.precision import TF32, current_precision
 from fcdense.program import Program, trace
 
 SUM = trace(lambda z: z, 1, name="product")
 ADDED = trace(lambda z, c: z + c, 2, name="added_product")
+
+
+def multiplied_as(dtype: np.dtype[Any]) -> str:
+    """What operands of a dtype are multiplied as here: "tf32" for float32 where that was chosen."""
+    return TF32 if dtype == np.float32 and current_precision() == TF32 else dtype.name
 
 
 class Matrix:
@@ -45,10 +53,19 @@ class Matrix:
 
 
 class Products:
-    """Products by the kernels of one launcher."""
+    """Products by what `plan` chooses, on the driver of one launcher.
 
-    def __init__(self, launcher: Launcher) -> None:
+    Attributes
+    ----------
+    plan : Plan
+    served : str
+        What served the last one.
+    """
+
+    def __init__(self, launcher: Launcher, plan: Plan) -> None:
         self._launcher = launcher
+        self.plan = plan
+        self.served = ""
 
     def run(
         self,
@@ -64,26 +81,70 @@ class Products:
 
         `sums` receives the column sums of output 0, or has them added where it `adds`.
         """
-        (rows, depth), columns, dtype = a.shape, b.shape[1], a.dtype
+        rows, columns = outs[0].shape
         if not rows or not columns:
             if sums is not None and not adds:
                 self._launcher.reduce("sum", outs[0], (0,), sums)
             return
         address = self._launcher.driver.address
         left, right = Matrix(a, address(a), 1), Matrix(b, address(b), 0)
-        copy = min(left.copy, right.copy)
-        choice = choose(Problem(dtype.name, rows, columns, depth, copy), self._launcher.driver.architecture)
-        parts = max(1, blocks(depth, choice.part))
-        down = blocks(rows, choice.tiling.rows if parts == 1 else SUM_ROWS)
-        partial = None if sums is None else self._launcher.empty((down, columns), sum_type(dtype))
-        if parts == 1:
-            self._gemm(choice, left, right, a, program, inputs, outs, partial)
+        along, copy = (left.along_depth, right.along_depth), min(left.copy, right.copy)
+        has_program = program not in (SUM, ADDED)
+        problem = Problem(multiplied_as(a.dtype), rows, columns, a.shape[1], copy, *along, has_program)
+        choice = self.plan.choose(problem)
+        if choice.tiling is None and not self._by_library(a, b, program, inputs, outs):
+            choice = self.plan.choose_own(problem)
+        self.served = str(choice)
+        if choice.tiling is not None:
+            sums_of_blocks = self._by_kernels(choice, left, right, a, program, inputs, outs, sums is not None)
         else:
-            sized = self._launcher.empty((parts * rows, columns), sum_type(dtype))
-            self._gemm(choice, left, right, a, SUM, (), (sized,), None)
-            self._sum_parts(sized, parts, program, dtype, inputs, outs, partial)
+            sums_of_blocks = outs[0]
         if sums is not None:
-            self._launcher.reduce("sum", partial, (0,), sums, adds=adds)
+            self._launcher.reduce("sum", sums_of_blocks, (0,), sums, adds=adds)
+
+    def _by_library(self, a: Array, b: Array, program: Program, inputs: Sequence[Array], outs: Sequence[Array]) -> bool:
+        """The product by cuBLASLt, and the program in a pass of its own; False where the library refuses it."""
+        driver = self._launcher.driver
+        alone = program in (SUM, ADDED)
+        target = outs[0] if alone else self._launcher.empty(outs[0].shape, sum_type(a.dtype))
+        is_tf32 = multiplied_as(a.dtype) == TF32
+        left, right, out = map(self._operand, (a, b, target))
+        product = Product(left, right, out, accumulate=program is ADDED, tf32=is_tf32)
+        if driver.library is None or driver.library.refusal(product):
+            return False
+        driver.enqueue(partial(driver.library.run, product))
+        if not alone:
+            self._launcher.elementwise(program, (target, *inputs), (), outs)
+        return True
+
+    def _operand(self, array: Array) -> Operand:
+        (rows, columns), (row, column) = array.shape, (step // array.dtype.itemsize for step in array.strides)
+        return Operand(self._launcher.driver.address(array), rows, columns, row, column, array.dtype)
+
+    def _by_kernels(
+        self,
+        choice: Choice,
+        left: Matrix,
+        right: Matrix,
+        a: Array,
+        program: Program,
+        inputs: Sequence[Array],
+        outs: Sequence[Array],
+        has_sums: bool,
+    ) -> Array | None:
+        """The same by our kernels; the column sums of their blocks, where asked for."""
+        assert choice.tiling is not None
+        (rows, depth), columns, dtype = a.shape, outs[0].shape[1], a.dtype
+        parts = max(1, blocks(depth, choice.part(depth)))
+        down = blocks(rows, choice.tiling.rows if parts == 1 else SUM_ROWS)
+        sums = self._launcher.empty((down, columns), sum_type(dtype)) if has_sums else None
+        if parts == 1:
+            self._gemm(choice, left, right, a, program, inputs, outs, sums)
+        else:
+            of_parts = self._launcher.empty((parts * rows, columns), sum_type(dtype))
+            self._gemm(choice, left, right, a, SUM, (), (of_parts,), None)
+            self._sum_parts(of_parts, parts, program, dtype, inputs, outs, sums)
+        return sums
 
     def _gemm(
         self,
@@ -96,15 +157,15 @@ class Products:
         outs: Sequence[Array],
         sums: Array | None,
     ) -> None:
-        rows, depth = a.shape
-        columns = outs[0].shape[-1]
+        assert choice.tiling is not None
+        (rows, depth), columns, part = a.shape, outs[0].shape[-1], choice.part(a.shape[1])
         epilogue, operands = self._epilogue(program, a.dtype, inputs, outs, (rows, columns))
         kernel = self._kernel(choice, a.dtype, left, right, epilogue)
         product = {"a": left.address, "b": right.address, "a_row": left.row, "a_column": left.column}
         product |= {"b_row": right.row, "b_column": right.column, "rows": rows, "columns": columns}
-        product |= {"depth": depth, "part": choice.part}
+        product |= {"depth": depth, "part": part}
         tiles = blocks(rows, choice.tiling.rows) * blocks(columns, choice.tiling.columns)
-        grid = tiles, 1, max(1, blocks(depth, choice.part))
+        grid = tiles, 1, max(1, blocks(depth, part))
         self._launcher.launch(kernel, grid, product=product, operands=operands, sums=self._address(sums))
 
     @staticmethod

@@ -210,6 +210,31 @@ def next_stream() -> Kernel:
     return Kernel("next_stream", text, struct(state=ADDRESS, out=ADDRESS), 1)
 
 
+ROUND = struct(number=WORD, state=WORD, made=WORD)
+
+
+@cache
+def take_rows(dtype: DType) -> Kernel:
+    """The rows of a round, of numbers of this dtype."""
+    arguments = struct(round=ADDRESS, x=ADDRESS, order=ADDRESS, out=ADDRESS, rows=WORD, columns=WORD)
+    text = unit("rounds.cuh", "", "", "TakeRows", ELEMENTWISE_THREADS, f"take_rows<{stored(dtype)}>")
+    return Kernel("take_rows", text, arguments, ELEMENTWISE_THREADS)
+
+
+@cache
+def keep(dtype: DType) -> Kernel:
+    """A result of a round, of numbers of this dtype."""
+    text = unit("rounds.cuh", "", "", "Keep", ELEMENTWISE_THREADS, f"keep<{stored(dtype)}>")
+    return Kernel("keep", text, struct(round=ADDRESS, x=ADDRESS, out=ADDRESS, size=WORD), ELEMENTWISE_THREADS)
+
+
+@cache
+def control(name: str) -> Kernel:
+    """ "look_whether_to_go_on" or "next_round"."""
+    text = unit("rounds.cuh", "", "", "Control", 1, name)
+    return Kernel(name, text, struct(round=ADDRESS, go_on=ADDRESS, running=ADDRESS), 1)
+
+
 def dtypes(arrays: Sequence[Any]) -> tuple[DType, ...]:
     """Of arrays."""
     return tuple([array.dtype for array in arrays])

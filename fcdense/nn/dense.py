@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fcdense import activations, constraints, init, ops, regularizers
+from fcdense import activations, constraints, init, ops, precision, regularizers
 from fcdense.activations import Activation
 from fcdense.backends import current_device
+from fcdense.dense import check_precision
 from fcdense.nn import layer
 from fcdense.nn.arguments import flag, integer
 from fcdense.nn.features import FeatureLayer
@@ -53,7 +54,8 @@ class Dense(FeatureLayer):
     Shapes: x (..., I) -> y (..., O); also (I,) -> (O,), and no rows at all, (0, I) -> (0, O).
 
     Dtypes: x is cast to `dtype`. Integers, booleans and float16 are so silently, other float dtypes with one
-    `DTypeWarning` for each layer; complex numbers, objects and strings are refused.
+    `DTypeWarning` for each layer; complex numbers, objects and strings are refused. Inside of `fc.use_precision` a
+    float32 layer multiplies in 16 bits and gives a 16-bit y.
 
     NaN and infinities go through as the arithmetic has them.
 
@@ -141,6 +143,12 @@ class Dense(FeatureLayer):
     def kernel_constraint(self) -> Any:
         """The constraint of the kernel."""
         return self.kernel.constraint
+
+    @property
+    def operand_dtype(self) -> np.dtype[Any]:
+        if precision.is_mixed(self.dtype):
+            check_precision(self.label, self.kernel.device)
+        return precision.operand_dtype(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """f(x @ W + b)."""

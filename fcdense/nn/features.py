@@ -66,6 +66,11 @@ class FeatureLayer(Layer):
         return self.shapes(self._declared).get(name)
 
     @property
+    def operand_dtype(self) -> np.dtype[Any]:
+        """What the input is cast to: `dtype`, but for layers that multiply in mixed precision, where they can."""
+        return self.dtype
+
+    @property
     def in_features(self) -> int | None:
         """I, or None while it is not known."""
         main = self.main
@@ -116,10 +121,11 @@ class FeatureLayer(Layer):
                 f"{self.label()}: x is on {x.device}, the parameters are on {main.device}. "
                 f"Move one: x.to('{main.device}')."
             )
+        dtype = self.operand_dtype
         if main is None or not self.is_built or not x.ndim or x.shape[-1] != main.shape[0]:
             self._check_features(x)
             self.build(x.shape[-1])
-        return x if x.dtype == self.dtype else self._cast(x)
+        return x if x.dtype == dtype else self._cast(x, dtype)
 
     def _check_features(self, x: Tensor) -> None:
         expected = self.in_features
@@ -136,8 +142,8 @@ class FeatureLayer(Layer):
                 f"(x {x.shape}, {name} {shape})."
             )
 
-    def _cast(self, x: Tensor) -> Tensor:
-        if x.dtype.kind == "f" and x.dtype != np.float16 and not self._has_warned:
+    def _cast(self, x: Tensor, dtype: np.dtype[Any]) -> Tensor:
+        if x.dtype.kind == "f" and x.dtype not in (np.float16, self.dtype) and not self._has_warned:
             verb = "rounded" if x.dtype.itemsize > self.dtype.itemsize else "widened"
             warnings.warn(
                 f"{self.label()}: x is {x.dtype} and is {verb} to {self.dtype} at every call (said once). Convert your "
@@ -146,7 +152,7 @@ class FeatureLayer(Layer):
                 stacklevel=4,
             )
             self._has_warned = True
-        return x.astype(self.dtype)
+        return x.astype(dtype)
 
 
 def _is_built(member: Tensor | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from fcdense.errors import ArgumentError, unknown_name
 from fcdense.optim import schedules
+from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.optimizer import Optimizer
 from fcdense.optim.ranges import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from fcdense.optim.rules import SGD, Adam, AdamW, RMSprop
@@ -22,6 +23,7 @@ __all__ = [
     "SHARE",
     "Adam",
     "AdamW",
+    "LossScale",
     "Optimizer",
     "RMSprop",
     "Range",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from fcdense.arena import Allocator, Array
 from fcdense.backends import Device
 from fcdense.program import Program, trace
 from fcdense.tensor import Tensor
+
+if TYPE_CHECKING:
+    from fcdense.optim.loss_scale import LossScale
 
 F64 = np.dtype(np.float64)
 
@@ -24,22 +27,25 @@ def words(allocator: Allocator, values: Sequence[float]) -> Array:
 
 
 @cache
-def decision(spans: int, scales: int) -> Program:
-    """(; s, clip_norm, loss, the sum of squares of each span) -> (n, finite, and the scale of the gradients as often).
+def decision(spans: int, scales: int, is_divided: bool = False) -> Program:
+    """(; s, clip_norm, loss, L, the sum of squares of each span) -> (n, finite, the scale of the gradients as often).
 
     n = |s| sqrt(sum of squares); finite = 1 where n and the loss are, else 0; scale = s min(1, clip_norm / (n + 1e-6)).
+    `is_divided`, s / L stands for s: L is the loss scale.
     """
 
-    def function(asked: Any, limit: Any, loss: Any, total: Any, *others: Any) -> tuple[Any, ...]:
+    def function(asked: Any, limit: Any, loss: Any, divisor: Any, total: Any, *others: Any) -> tuple[Any, ...]:
         for squares in others:
             total = total + squares
+        if is_divided:
+            asked = asked / divisor
         norm = abs(asked) * np.sqrt(total)
         is_finite = np.logical_and(abs(norm) < np.inf, abs(loss) < np.inf)
         ratio = limit / (norm + 1e-6)
         scale = asked * np.where(ratio < 1.0, ratio, 1.0)
         return norm, np.where(is_finite, 1.0, 0.0), *(scale,) * scales
 
-    return trace(function, 0, 3 + spans, name="decision")
+    return trace(function, 0, 4 + spans, name="decision")
 
 
 class Gate:
@@ -67,11 +73,11 @@ class Gate:
         allocators: Mapping[Device, Allocator],
     ) -> None:
         here = self._on = gradients[0][0]
-        self._given = words(allocators[here], [1.0, 1.0, 0.0, *[0.0] * len(gradients)])
+        self._given = words(allocators[here], [1.0, np.inf, 0.0, 1.0, *[0.0] * len(gradients)])
         self._answer = words(allocators[here], [0.0, 0.0])
         self.norm, finite = self._answer[0, ...], self._answer[1, ...]
-        self._loss = self._given[2, ...]
-        cells = [self._given[3 + i, ...] for i in range(len(gradients))]
+        self._loss, self._loss_scale = self._given[2, ...], self._given[3, ...]
+        cells = [self._given[4 + i, ...] for i in range(len(gradients))]
         self._spans = [
             (on, gradient, cell if on == here else words(allocators[on], [0.0])[0, ...], cell)
             for (on, gradient), cell in zip(gradients, cells, strict=True)
@@ -91,25 +97,31 @@ class Gate:
         if clip_norm is not None:
             self._given[1] = clip_norm
 
-    def decide(self, loss: Tensor | None, clips: bool) -> None:
-        """Launch it: norm and flag, and, where the step clips, the scale of the gradients."""
+    def decide(self, loss: Tensor | None, clips: bool, loss_scale: LossScale | None = None) -> None:
+        """Launch it: norm and flag, and, where the step clips or the loss was scaled, the scale of the gradients."""
         backend = self._on.backend
         for on, gradient, squares, cell in self._spans:
             on.backend.norm2(gradient, out=squares)
             if squares is not cell:
-                backend.copy(_carried(squares, on, self._on), out=cell)
+                backend.copy(carried(squares, on, self._on), out=cell)
         if loss is None:
             backend.fill(0.0, out=self._loss)
         else:
-            backend.copy(_carried(loss.array, loss.device, self._on).reshape(()), out=self._loss)
-        scales = self._scales if clips else []
+            backend.copy(carried(loss.array, loss.device, self._on).reshape(()), out=self._loss)
+        if loss_scale is not None:
+            backend.copy(carried(loss_scale.array, loss_scale.device, self._on), out=self._loss_scale)
+        changes_scale = clips or loss_scale is not None
+        scales = self._scales if changes_scale else []
         finite = self._flags[self._on]
-        backend.map(decision(len(self._spans), len(scales)), (), self._given, out=(self.norm, finite, *scales))
+        program = decision(len(self._spans), len(scales), loss_scale is not None)
+        backend.map(program, (), self._given, out=(self.norm, finite, *scales))
+        if loss_scale is not None:
+            loss_scale.follow(finite, self._on)
         for on, flag in self._flags.items():
             if on != self._on:
-                on.backend.copy(_carried(finite, self._on, on), out=flag)
-        for on, scale in self._far_scales if clips else ():
-            on.backend.copy(_carried(self._scales[0], self._on, on), out=scale)
+                on.backend.copy(carried(finite, self._on, on), out=flag)
+        for on, scale in self._far_scales if changes_scale else ():
+            on.backend.copy(carried(self._scales[0], self._on, on), out=scale)
 
     def read(self) -> tuple[float, bool]:
         """The norm, and whether the step took place."""
@@ -117,7 +129,8 @@ class Gate:
         return norm, bool(finite)
 
 
-def _carried(array: Array, source: Device, target: Device) -> Array:
+def carried(array: Array, source: Device, target: Device) -> Array:
+    """`array` on another device; the host takes it there."""
     if source == target:
         return array
     return target.backend.from_host(source.backend.to_host(array))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from fcdense.backends import Backend
 from fcdense.errors import ArgumentError, CaptureError, FcdenseError, FormatError, ShapeError
 from fcdense.optim import schedules, state
+from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.ranges import FLAG, LIMIT, NOT_NEGATIVE, Range, checked
 from fcdense.optim.slots import Slots
 from fcdense.optim.update import Update
@@ -92,7 +93,7 @@ class Optimizer(ABC):
         self._exclude = exclude
         self.steps = self.skipped_steps = 0
         self.gradient_norm: float | None = None
-        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._programs: dict[tuple[bool, bool, int], Program] = {}
         self._recorder: weakref.ref[Backend] | None = None
         self._memory = Slots(self.slots)
         self.add_parameters(parameters)
@@ -163,7 +164,13 @@ class Optimizer(ABC):
         for parameter in self._memory.parameters:
             parameter.zero_grad()
 
-    def step(self, *, gradient_scale: float | None = None, check_finite: bool | Tensor = False) -> bool:
+    def step(
+        self,
+        *,
+        gradient_scale: float | None = None,
+        check_finite: bool | Tensor = False,
+        loss_scale: LossScale | None = None,
+    ) -> bool:
         """Update every parameter that has a gradient and `requires_grad`; others stay as they are, decay included.
 
         Constraints of the updated parameters are applied afterwards.
@@ -178,8 +185,10 @@ class Optimizer(ABC):
             Multiplies the gradients: 1/n after n calls of `backward` takes their mean instead of their sum.
         check_finite : bool or Tensor
             Look for NaN and infinities in the gradients, at the cost of a pass that reads them. A tensor of one
-            element, such as the loss, has to be finite as well. Always done where `clip_norm` is set; otherwise they
-            reach the weights.
+            element, such as the loss, has to be finite as well. Always done with `clip_norm` or `loss_scale`; otherwise
+            they reach the weights.
+        loss_scale : LossScale, optional
+            By which the gradients are divided, and which learns whether they are finite.
 
         Returns
         -------
@@ -200,21 +209,24 @@ class Optimizer(ABC):
         if loss is not None and loss.size != 1:
             raise ShapeError(f"check_finite is a tensor of shape {loss.shape}; expected one element, such as the loss.")
         clips = self._hyper["clip_norm"] is not None
-        is_gated = clips or loss is not None or bool(check_finite)
+        is_gated = clips or loss_scale is not None or loss is not None or bool(check_finite)
         plan = self._memory.plan(self._decays, self._own_scalars)
-        update = Update(self, plan, is_gated, 1.0 if gradient_scale is None else gradient_scale)
+        # What is rounded in the pass that updates it need not be copied before the next products.
+        shadows = [s for arena in plan.arenas for s in arena.shadows.values() if s.is_worth_updating]
+        update = Update(self, plan, is_gated, 1.0 if gradient_scale is None else gradient_scale, shadows)
         backend = plan.passes[0].on.backend
         if backend.is_recording:
             self._join(backend, update)
         else:
             update.prepare(self.learning_rate)
         if is_gated:
-            plan.gate.decide(loss, clips)
-        is_scaled = clips or gradient_scale is not None
+            plan.gate.decide(loss, clips, loss_scale)
+        is_scaled = clips or gradient_scale is not None or loss_scale is not None
         for part in plan.passes:
             when = plan.gate.flag(part.on) if is_gated else None
-            program = self._program(is_scaled, part.decays)
-            part.on.backend.map(program, part.arrays, part.scalars, out=part.outputs, when=when)
+            copies = part.copies(shadows)
+            program = self._program(is_scaled, part.decays, len(copies))
+            part.on.backend.map(program, part.arrays, part.scalars, out=(*part.outputs, *copies), when=when)
         for on, scalars in plan.scalars:
             number = scalars[2:3]
             on.backend.map(NEXT, (number,), out=(number,), when=plan.gate.flag(on) if is_gated else None)
@@ -222,7 +234,7 @@ class Optimizer(ABC):
             return update.finish()
         constrained = [parameter for parameter in plan.parameters if parameter.constraint is not None]
         backend.hold_back(
-            [parameter.array for parameter in constrained],
+            [array for parameter in constrained for array in parameter.all_arrays()],
             f"The step uses a parameter with a constraint after {type(self).__name__}.step(); in a replay constraints "
             "are applied when all of the step is done. Capture what follows as a step of its own.",
         )
@@ -235,8 +247,7 @@ class Optimizer(ABC):
                 "learning rate. Capture a step that calls it once."
             )
         self._recorder = weakref.ref(recorder)
-        for arena in update.plan.arenas:
-            arena.version.bump()
+        update.note_changes()
         recorder.join(update)
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,9 +326,9 @@ class Optimizer(ABC):
     def _is_scalar(self, key: str) -> bool:
         return key != "clip_norm" and self.hyper.get(key) is not FLAG
 
-    def _program(self, scaled: bool, decays: bool) -> Program:
-        """(w, g, slots; learning_rate, gradient_scale, step, hyperparameters) -> (w, slots)."""
-        found = self._programs.get((scaled, decays))
+    def _program(self, scaled: bool, decays: bool, copies: int) -> Program:
+        """(w, g, slots; learning_rate, gradient_scale, step, hyperparameters) -> (w, slots, w once more for a copy)."""
+        found = self._programs.get((scaled, decays, copies))
         if found is not None:
             return found
         names = ["learning_rate", "gradient_scale", "step", *filter(self._is_scalar, self._hyper)]
@@ -331,10 +342,11 @@ class Optimizer(ABC):
                 w = w * (1.0 - s.learning_rate * s.weight_decay)
             elif decays:
                 g = g + s.weight_decay * w
-            return self.rule(w, g, rest[: len(self.slots)], s)
+            new = self.rule(w, g, rest[: len(self.slots)], s)
+            return (*new, *(new[0],) * copies)
 
         program = trace(update, 2 + len(self.slots), len(names), name=type(self).__name__.lower())
-        self._programs[scaled, decays] = program
+        self._programs[scaled, decays, copies] = program
         return program
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:

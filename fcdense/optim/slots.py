@@ -13,8 +13,10 @@ from fcdense import changes
 from fcdense.arena import Allocator, Arena, Array
 from fcdense.backends import Device
 from fcdense.errors import GraphError
+from fcdense.layout import Span
 from fcdense.optim.gate import Gate, words
 from fcdense.parameter import Parameter, pack
+from fcdense.shadow import Shadow
 
 HostArray = np.ndarray[Any, Any]
 
@@ -35,6 +37,8 @@ class Pass(NamedTuple):
     """
 
     on: Device
+    arena: Arena
+    span: Span
     arrays: tuple[Array, ...]
     decays: bool
     scalars: Array
@@ -43,6 +47,10 @@ class Pass(NamedTuple):
     def outputs(self) -> tuple[Array, ...]:
         """What the update writes: all but the gradients."""
         return (self.arrays[0], *self.arrays[2:])
+
+    def copies(self, shadows: Iterable[Shadow]) -> tuple[Array, ...]:
+        """The span's part of those of `shadows` that are copies of its arena."""
+        return tuple([Arena.cut(s.array, self.span) for s in shadows if s.values is self.arena.values])
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +188,8 @@ class Slots:
             passes=tuple(
                 Pass(
                     devices[arena],
+                    arena,
+                    span,
                     tuple(arena.cut(b, span) for b in (arena.values, arena.gradients, *self._buffers[arena])),
                     decayed,
                     scalars[clock, devices[arena]],

@@ -11,6 +11,7 @@ from fcdense import changes
 from fcdense.backends.replay import Feed, Keep
 from fcdense.errors import CaptureError
 from fcdense.optim.slots import Plan
+from fcdense.shadow import Shadow
 
 if TYPE_CHECKING:
     from fcdense.optim.optimizer import Optimizer
@@ -27,16 +28,21 @@ class Update:
         Whether the primitives look at the gradients first.
     scale : float
         By how much the caller wants the gradients scaled.
+    shadows : sequence of Shadow
+        The copies of parameters that the primitives bring up to date as well.
     """
 
-    __slots__ = ("__weakref__", "_is_gated", "_optimizer", "_scale", "_settings", "plan")
+    __slots__ = ("__weakref__", "_is_gated", "_optimizer", "_scale", "_settings", "_shadows", "plan")
 
-    def __init__(self, optimizer: Optimizer, plan: Plan, is_gated: bool, scale: float) -> None:
+    def __init__(
+        self, optimizer: Optimizer, plan: Plan, is_gated: bool, scale: float, shadows: Sequence[Shadow]
+    ) -> None:
         self.plan = plan
         self._optimizer = optimizer
         self._is_gated = is_gated
         self._scale = scale
         self._settings = -1
+        self._shadows = shadows
 
     def prepare(self, rate: float) -> None:
         """Write learning rate and scale to where the primitives read them."""
@@ -85,14 +91,21 @@ class Update:
 
     def count(self, steps: int) -> None:
         """Count so many steps that were made, and apply constraints."""
-        for arena in self.plan.arenas:
-            arena.version.bump()
+        self.note_changes()
         for clock in self.plan.clocks:
             clock.count += steps
         self._optimizer.steps += steps
         for parameter in self.plan.parameters:
             if parameter.constraint is not None:
                 parameter.assign(parameter.constraint(parameter.numpy()))
+
+    def note_changes(self) -> None:
+        """Parameters are changed, and with them those of their copies that were up to date before."""
+        current = [shadow for shadow in self._shadows if shadow.is_current]
+        for arena in self.plan.arenas:
+            arena.version.bump()
+        for shadow in current:
+            shadow.follow()
 
     def rounds(self, most: int) -> UpdateRounds:
         """The same for up to `most` replays in a row."""

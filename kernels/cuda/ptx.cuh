@@ -47,6 +47,28 @@ __device__ __forceinline__ unsigned float_to_tf32(float x) {
     return bits;
 }
 
+// Of the special function unit. Errors (PTX ISA): 2^-22 of exp2 and log2 (absolute near 1), 2^-23 of 1 / x, 2^-11 of tanh.
+__device__ __forceinline__ float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float log2_approximate(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float tanh_approximate(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- asynchronous copies to shared memory (sm_80) -------------------------------------------------------------------
 
 // BYTES (4, 8 or 16), of which the first `valid` are copied and the others become zeros; both addresses are multiples of

@@ -33,6 +33,17 @@ inline unsigned float_to_tf32(float x) {
     return x != x ? 0x7fffe000u : (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
 }
 
+// With errors as large as those of the instructions: 11 or 22 bits of the result are kept.
+template <int BITS>
+inline float emulated_approximation(double exact) {
+    const float y = static_cast<float>(exact);
+    return y - y == 0 ? __uint_as_float(__float_as_uint(y) & ~0u << (23 - BITS)) : y;
+}
+inline float exp2_approximate(float x) { return emulated_approximation<22>(pow(2.0, static_cast<double>(x))); }
+inline float log2_approximate(float x) { return emulated_approximation<22>(log(static_cast<double>(x)) / log(2.0)); }
+inline float reciprocal_approximate(float x) { return emulated_approximation<22>(1.0 / static_cast<double>(x)); }
+inline float tanh_approximate(float x) { return emulated_approximation<11>(tanh(static_cast<double>(x))); }
+
 template <int BYTES>
 inline void cp_async(void* to, const void* from, int valid) {
     emulated_copy(to, from, BYTES, valid);

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from fcdense.activation import Activation
+from fcdense.precision import FLOAT_KINDS
 from tests.backends.calls import Values, pairs, reference
 from tests.backends.cases import Case
 from tests.backends.formulas import FUNCTIONS, PROGRAMS
@@ -21,25 +23,36 @@ CURVATURE = 2.0
 
 
 class Rounding:
-    """The rounding of one dtype. Sums of float16 run in float32 and are rounded at the end."""
+    """The rounding of one dtype. Sums of 16-bit numbers run in float32 and are rounded at the end, unless `is_wide`."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.u = float(np.finfo(dtype).eps) / 2
+    def __init__(self, dtype: Any, is_wide: bool = False) -> None:
+        limits = finfo(dtype)
+        self.u = float(limits.eps) / 2
         self.eps = 2 * self.u
-        self.smallest = float(np.finfo(dtype).smallest_subnormal)
+        self.smallest = float(limits.smallest_subnormal)
+        self.is_wide = is_wide
 
     def gamma(self, terms: int) -> float:
         wide = min(self.u, float(np.finfo(np.float32).eps) / 2)
         return terms * wide / (1 - terms * wide) + (3 * self.u if wide < self.u else 0.0)
+
+    def sum_gamma(self, terms: int) -> float:
+        """For gradients of parameters."""
+        return Rounding(np.float32).gamma(terms) if self.is_wide else self.gamma(terms)
 
     def own_gamma(self, terms: int) -> float:
         """For sums that are rounded after each term."""
         return terms * self.u / (1 - terms * self.u)
 
 
+def finfo(dtype: Any) -> Any:
+    """The limits of a float dtype; ml_dtypes knows those of bfloat16."""
+    return ml_dtypes.finfo(dtype) if np.dtype(dtype).kind == "V" else np.finfo(dtype)
+
+
 def _f64(values: Values) -> Values:
     return {
-        k: np.asarray(v, np.float64) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v
+        k: np.asarray(v, np.float64) if isinstance(v, np.ndarray) and v.dtype.kind in FLOAT_KINDS else v
         for k, v in values.items()
     }
 
@@ -63,7 +76,7 @@ def _chain(r: Rounding, v: Values, act: Activation, dy: Any, dy_error: Any, aux:
     slope = np.abs(FUNCTIONS[act][2](aux) * np.ones_like(dy))
     dz_error = slope * dy_error + 4 * r.eps * np.maximum(1.0, slope) * np.abs(dy) + r.eps * np.abs(slope * dy)
     dz = slope * np.abs(dy)
-    db = dz_error.sum(axis=0) + r.gamma(len(dz) + 1) * (dz.sum(axis=0) + _size(v["db"]))
+    db = dz_error.sum(axis=0) + r.sum_gamma(len(dz) + 1) * (dz.sum(axis=0) + _size(v["db"]))
     return {"out": dz_error, "db": db}
 
 
@@ -77,7 +90,7 @@ def dense_grad_input(r: Rounding, v: Values, exact: Values) -> Values:
 
 
 def dense_grad_weight(r: Rounding, v: Values, exact: Values) -> Values:
-    return {"out": r.gamma(len(v["x_bi"]) + 2) * (np.abs(v["x_bi"]).T @ np.abs(v["dz_bo"]) + np.abs(v["out"]))}
+    return {"out": r.sum_gamma(len(v["x_bi"]) + 2) * (np.abs(v["x_bi"]).T @ np.abs(v["dz_bo"]) + np.abs(v["out"]))}
 
 
 def _softmax_error(r: Rounding, z: Any) -> Any:
@@ -163,7 +176,7 @@ copy = fill = gather_rows = copies
 
 def bound(case: Case, values: Values, exact: Values, dtype: Any) -> Values:
     """The largest allowed error of every output, for a call on operands of `dtype`."""
-    found: Values = globals()[case.primitive](Rounding(dtype), _f64(values), exact)
+    found: Values = globals()[case.primitive](Rounding(dtype, case.is_wide), _f64(values), exact)
     return {name: found[name] for name in exact}
 
 

@@ -15,6 +15,7 @@ from fcdense.backends.base import Backend
 from fcdense.backends.checked import CheckedBackend
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.reference import ReferenceBackend
+from fcdense.precision import FLOAT_KINDS
 from tests import emulation
 from tests.backends import formulas
 from tests.backends.cases import Case, Floats, Index, Out, Words
@@ -63,7 +64,7 @@ def _draw(wanted: Any, dtype: np.dtype[Any], rng: np.random.Generator, whole: bo
         values = rng.normal(size=wanted.shape)
     else:
         values = rng.uniform(wanted.low, 1.0, wanted.shape) * (rng.random(wanted.shape) > 0.1)
-    return np.asarray(values).astype(dtype)
+    return np.asarray(values).astype(wanted.dtype or dtype)
 
 
 def draw(case: Case, dtype: Any, rng: np.random.Generator, *, whole: bool = False) -> Values:
@@ -205,7 +206,7 @@ def _cast(values: Values, dtype: Any) -> Values:
     def one(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(one, value))
-        floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        floats = isinstance(value, np.ndarray) and value.dtype.kind in FLOAT_KINDS
         return np.ascontiguousarray(value, dtype).reshape(value.shape) if floats else value
 
     return {name: one(value) for name, value in values.items()}

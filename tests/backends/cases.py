@@ -22,6 +22,7 @@ class Floats:
 
     shape: Shape
     low: float | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Case:
     plain: bool = True
     """Whether the formula is a fair rival in the operands' dtype."""
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether sums stay float32, whatever the dtype of the operands."""
+        return any(isinstance(wanted, Out) and wanted.dtype == "float32" for wanted in self.arguments.values())
+
     def __str__(self) -> str:
         return f"{self.primitive}-{self.name}"
 
@@ -73,9 +79,10 @@ SIZES = ((1, 1, 1), (0, 3, 2), (3, 0, 2), (2, 3, 0), (3, 17, 1), (17, 127, 3), (
 MIDDLE = (17, 31, 13)
 
 
-def dense(b: int, i: int, o: int, act: Activation = activations.relu, bias: bool = True) -> Case:
+def dense(b: int, i: int, o: int, act: Activation = activations.relu, bias: bool = True, bias_dtype: str = "") -> Case:
     aux = Out((b, o)) if act.aux == "derivative" else None
-    given = {"x_bi": Floats((b, i)), "w_io": Floats((i, o)), "b_o": Floats((o,)) if bias else None, "act": act}
+    b_o = Floats((o,), dtype=bias_dtype) if bias else None
+    given = {"x_bi": Floats((b, i)), "w_io": Floats((i, o)), "b_o": b_o, "act": act}
     name = f"{b}x{i}x{o}-{act.name}{'-bias' if bias else ''}"
     exact = act in EXACT_ACTS
     return Case("dense", name, given | {"out": Out((b, o)), "aux": aux}, exact, act is not activations.gelu)
@@ -86,22 +93,36 @@ def _aux(shape: Shape, act: Activation) -> Floats | None:
 
 
 def dense_grad_input(
-    b: int, i: int, o: int, act: Activation = activations.linear, mode: str = "overwrite", db: bool = True
+    b: int,
+    i: int,
+    o: int,
+    act: Activation = activations.linear,
+    mode: str = "overwrite",
+    db: bool = True,
+    bias_dtype: str = "",
 ) -> Case:
-    bias = Out((i,), added=mode == "accumulate") if db else None
+    bias = Out((i,), added=mode == "accumulate", dtype=bias_dtype) if db else None
     given = {"dz_bo": Floats((b, o)), "w_io": Floats((i, o)), "act": act, "aux_bi": _aux((b, i), act)}
     name = f"{b}x{i}x{o}-{act.name}-{mode if db else 'no-db'}"
     exact = act not in (activations.tanh, activations.sigmoid)
     return Case("dense_grad_input", name, given | {"out": Out((b, i)), "db": bias, "mode": mode}, exact)
 
 
-def dense_grad_weight(b: int, i: int, o: int, mode: str = "overwrite") -> Case:
-    given = {"x_bi": Floats((b, i)), "dz_bo": Floats((b, o)), "out": Out((i, o), mode == "accumulate"), "mode": mode}
+def dense_grad_weight(b: int, i: int, o: int, mode: str = "overwrite", dtype: str = "") -> Case:
+    out = Out((i, o), mode == "accumulate", dtype=dtype)
+    given = {"x_bi": Floats((b, i)), "dz_bo": Floats((b, o)), "out": out, "mode": mode}
     return Case("dense_grad_weight", f"{b}x{i}x{o}-{mode}", given)
 
 
-def act_grad(b: int, o: int, act: Activation = activations.relu, mode: str = "overwrite", db: bool = True) -> Case:
-    bias = Out((o,), added=mode == "accumulate") if db else None
+def act_grad(
+    b: int,
+    o: int,
+    act: Activation = activations.relu,
+    mode: str = "overwrite",
+    db: bool = True,
+    bias_dtype: str = "",
+) -> Case:
+    bias = Out((o,), added=mode == "accumulate", dtype=bias_dtype) if db else None
     given = {"dy_bo": Floats((b, o)), "aux_bo": _aux((b, o), act), "act": act, "mode": mode, "db": bias}
     exact = act not in (activations.tanh, activations.sigmoid)
     name = f"{b}x{o}-{act.name}-{mode if db else 'no-db'}"

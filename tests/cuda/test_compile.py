@@ -26,6 +26,7 @@ from fcdense.cuda import compile as compiling
 from fcdense.cuda import gemm_source, plan, source
 from fcdense.cuda.gemm_source import Epilogue
 from fcdense.cuda.geometry import Vector
+from fcdense.cuda.library import library_path
 from fcdense.cuda.source import Kernel
 from fcdense.errors import DeviceError
 
@@ -188,7 +189,7 @@ def test_other_kernels(kernel: Kernel, architecture: str, images: Any) -> None:
 
 
 def test_the_compiler_is_that_of_the_wheels() -> None:
-    assert Path(compiling._library_path()).is_relative_to(sysconfig.get_paths()["purelib"])
+    assert Path(library_path("nvrtc", "NVRTC")).is_relative_to(sysconfig.get_paths()["purelib"])
 
 
 def test_no_header_of_a_toolkit_is_needed() -> None:

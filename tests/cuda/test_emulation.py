@@ -18,7 +18,8 @@ import fcdense as fc
 from fcdense import activations, emit
 from fcdense.backends.base import Backend
 from fcdense.backends.cuda import CudaBackend
-from fcdense.cuda import plan, product
+from fcdense.cuda import plan
+from fcdense.cuda.functor import functor
 from fcdense.cuda.source import Kernel
 from tests import emulation
 from tests.emulation import ORDERS, SOURCES, EmulatedDriver
@@ -51,6 +52,26 @@ def test_activations(name: str, backend: CudaBackend) -> None:
             wrong = ~(np.abs(backend.to_host(ours) - theirs) <= bound) & np.isfinite(theirs)
         assert not wrong.any(), f"{name} at {x[wrong]}: {backend.to_host(ours)[wrong]}, not {theirs[wrong]}"
         np.testing.assert_array_equal(np.isnan(backend.to_host(ours)), np.isnan(theirs))
+
+
+@pytest.mark.parametrize("name", sorted(set(activations.names()) - {"softmax", "log_softmax"}))
+def test_approximations_are_as_good_as_bfloat16(name: str, backend: CudaBackend) -> None:
+    act = activations.get(name)
+    x = np.linspace(-9, 9, 241).astype(ml_dtypes.bfloat16)
+    y, slope = (backend.empty(x.shape, x.dtype) for _ in range(2))
+    backend.map(act.forward_with_derivative, upload(backend, x), out=(y, slope))
+    exact = emit.apply(act.forward_with_derivative, x.astype(np.float64))
+    for ours, theirs in zip((y, slope), exact, strict=True):
+        error = np.abs(backend.to_host(ours).astype(np.float64) - theirs)
+        assert (error <= 1.25 * 2.0**-8 * np.maximum(1.0, np.abs(theirs))).all(), f"{name}: {error.max()}"
+
+
+def test_only_bfloat16_is_approximated() -> None:
+    program = activations.get("silu").forward_with_derivative
+    bf16, f32 = np.dtype(ml_dtypes.bfloat16), F32
+    assert "approximate::sigmoid" in functor(program, (f32,), (bf16, bf16))
+    for outs in ((f32, f32), (bf16, f32), (np.dtype(np.float16),) * 2):
+        assert "approximate::" not in functor(program, (bf16,), outs)
 
 
 def test_an_activation_of_ones_own_is_fused(backend: CudaBackend) -> None:
@@ -175,12 +196,22 @@ def test_the_oldest_tensor_cores() -> None:
     assert driver.launches == ["gemm_mma and product"]
 
 
-def test_tf32_keeps_ten_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = plan.Choice("mma", "tf32", plan.MMA["tf32"][1], 128)
-    monkeypatch.setattr(product, "choose", lambda problem, architecture: choice)
+class Fixed(plan.Plan):
+    """Chooses one thing."""
+
+    def __init__(self, choice: plan.Choice) -> None:
+        super().__init__("emulated")
+        self._choice = choice
+
+    def choose(self, problem: plan.Problem) -> plan.Choice:
+        return self._choice
+
+
+def test_tf32_keeps_ten_bits() -> None:
     rng = np.random.default_rng(4)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((70, 96), (96, 70)))
     backend = CudaBackend(EmulatedDriver())
+    backend.products.plan = Fixed(plan.Choice("mma", "tf32", plan.MMA["tf32"][1]))
     out = backend.empty((70, 70), F32)
     backend.matmul(*upload(backend, x, w), out=out)
     error = np.abs(backend.to_host(out) - x.astype(np.float64) @ w)

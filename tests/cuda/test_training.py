@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
+from fcdense.captured_rounds import Rounds
 from fcdense.errors import OutOfMemory
 from tests import emulation
 from tests.emulation import EmulatedDriver
@@ -94,6 +96,35 @@ def test_fit_and_predict(on: Device) -> None:
     logits = fc.predict(model, x)
     assert isinstance(logits, np.ndarray)
     np.testing.assert_allclose(logits, model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bad", "precision"), [(None, "float32"), (60, "float32"), (None, "bfloat16")])
+def test_steps_that_take_their_rows_on_the_device(
+    bad: int | None, precision: str, on: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many steps in one call are those of one call each, to the last bit; also around a batch that is not finite."""
+    x, y = RNG.normal(size=(77, 6)).astype(np.float32), RNG.integers(0, 3, 77)
+    if bad is not None:
+        x[bad, 2] = np.inf
+    rounds: list[int] = []
+    run = Rounds.run
+    monkeypatch.setattr(Rounds, "run", lambda self, rows: rounds.append(run(self, rows)) or rounds[-1])
+
+    def fitted(capture: bool) -> tuple[list[Any], list[float]]:
+        fc.manual_seed(3)
+        model = fc.nn.Sequential(fc.nn.Dense(5, "tanh"), fc.nn.Dropout(0.3), fc.nn.Dense(3))
+        options: Any = {"metrics": ["accuracy"], "capture": capture, "precision": precision}
+        trainer = fc.Trainer(model, "cross_entropy", "adam", **options)
+        with contextlib.suppress(fc.errors.NonFiniteError):
+            history = trainer.fit(x, y, epochs=3, batch_size=8, verbose=False)
+            return [*model.state_dict().values()], history["loss"]
+        return [*model.state_dict().values()], []
+
+    (ours, losses), (theirs, expected) = fitted(True), fitted(False)
+    assert max(rounds) > 1
+    assert losses == expected
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_models_move_and_are_saved(emu: Device, tmp_path: Any) -> None:

@@ -83,7 +83,7 @@ def test_numbers_that_are_not_finite(bad, where):
 
 def test_one_program_for_as_many_spans():
     assert decision(2, 1) is decision(2, 1)
-    assert decision(2, 1).n_scalars == 5
+    assert decision(2, 1).n_scalars == 6
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])

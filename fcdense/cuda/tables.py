@@ -1,0 +1,62 @@
+"""The tables of what `tune` measured: a file for one kind of GPU and one version of the library, in the cache."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fcdense.cuda.driver import Driver
+from fcdense.cuda.plan import Choice, Plan
+from fcdense.cuda.tiling import MmaTiling, SimtTiling
+from fcdense.kernels import code_cache
+from fcdense.log import logger
+
+
+def plan_of(driver: Driver) -> Plan:
+    """What a driver's products are served by: as measured, and else by counting."""
+    return Plan(driver.architecture, driver.library is not None, read(driver))
+
+
+def path_of(driver: Driver) -> Path:
+    """The file of the table for a driver's GPU."""
+    library = driver.library.version if driver.library is not None else "none"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{driver.gpu} cublaslt {library}").strip("-").lower()
+    return code_cache.folder_of("tuned") / f"{name}.json"
+
+
+def read(driver: Driver) -> dict[str, Choice]:
+    """The choices of a driver's table; none where there is no table, or none that can be understood."""
+    path = path_of(driver)
+    try:
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        return {bucket: _choice(line) for bucket, line in lines.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s is no table of measurements (%s); run 'fcdense tune' again.", path, error)
+        return {}
+
+
+def write(driver: Driver, found: Mapping[str, Choice]) -> Path:
+    """Put choices into the driver's table, beside what it has of other problems; the file."""
+    path = path_of(driver)
+    lines = {bucket: _line(choice) for bucket, choice in read(driver).items()}
+    lines |= {bucket: _line(choice) for bucket, choice in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _line(choice: Choice) -> dict[str, Any]:
+    return choice._asdict() | {"tiling": None if choice.tiling is None else list(choice.tiling)}
+
+
+def _choice(line: dict[str, Any]) -> Choice:
+    kind = {"simt": SimtTiling, "mma": MmaTiling}.get(line["family"])
+    tiling = None if kind is None else kind(*map(int, line["tiling"]))
+    return Choice(str(line["family"]), str(line["arithmetic"]), tiling, int(line["parts"]))

@@ -1,0 +1,117 @@
+"""Measuring which kernel serves a product best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from fcdense import activations
+from fcdense.arena import Array
+from fcdense.backends.programs import epilogue
+from fcdense.cuda.driver import Driver
+from fcdense.cuda.plan import Choice, Plan, Problem
+from fcdense.cuda.product import SUM, Products
+from fcdense.precision import DEFAULT, TF32, use_precision
+
+ROUNDS = 7
+"""How often each candidate has its turn; the median counts."""
+SECONDS = 2e-3
+"""Of one turn."""
+IN_TURN = 256 << 20
+"""Bytes of operands that are used in turn, so that none of them waits in the L2 cache, of up to 126 MB."""
+MOST_IN_TURN = 16
+
+
+class Measured(NamedTuple):
+    """A candidate for a product, and its seconds."""
+
+    choice: Choice
+    seconds: float
+
+
+class Noting(Plan):
+    """Chooses as another plan does, and keeps the problems."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.problems: dict[str, Problem] = {}
+
+    def choose(self, problem: Problem) -> Choice:
+        """As the other plan."""
+        self.problems[problem.bucket] = problem
+        return self._plan.choose(problem)
+
+    def choose_own(self, problem: Problem) -> Choice:
+        """As the other plan."""
+        return self._plan.choose_own(problem)
+
+
+class Only(Plan):
+    """Chooses one thing, and where the library refuses, what the other plan has."""
+
+    def __init__(self, choice: Choice, plan: Plan) -> None:
+        self._choice, self._plan = choice, plan
+
+    def choose(self, problem: Problem) -> Choice:
+        """The one thing."""
+        return self._choice
+
+    def choose_own(self, problem: Problem) -> Choice:
+        """As the other plan."""
+        return self._plan.choose_own(problem)
+
+
+def measure(products: Products, driver: Driver, problem: Problem) -> list[Measured]:
+    """All candidates for a problem, the fastest first, on random numbers."""
+    plan = products.plan
+    operands = list(_operands(driver, problem))
+    program = epilogue(activations.get("gelu"), True, True) if problem.has_program else SUM
+
+    def all_operands() -> None:
+        for a, b, inputs, outs in operands:
+            products.run(a, b, program, inputs, outs)
+
+    turns: list[tuple[Choice, Callable[[], None], int, list[float]]] = []
+    try:
+        for choice in plan.candidates(problem):
+            products.plan = Only(choice, plan)
+            with use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
+                replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
+            if products.served == str(choice):
+                replay()
+                turns.append((choice, replay, max(1, math.ceil(SECONDS / max(driver.timed(replay), 1e-7))), []))
+        for _ in range(ROUNDS):
+            for _, replay, count, seconds in turns:
+                seconds.append(driver.timed(partial(_repeat, replay, count)) / (count * len(operands)))
+    finally:
+        products.plan = plan
+    return sorted((Measured(choice, median(seconds)) for choice, _, _, seconds in turns), key=lambda m: m.seconds)
+
+
+def _repeat(run: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        run()
+
+
+def _operands(driver: Driver, problem: Problem) -> Iterator[tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]]:
+    """Sets of operands that lie as those of the problem."""
+    dtype = np.dtype(np.float32 if problem.dtype == TF32 else problem.dtype)
+    rows, columns, depth = problem[1:4]
+    outs = 2 if problem.has_program else 1
+    nbytes = (rows * depth + depth * columns + outs * rows * columns) * dtype.itemsize
+    rng = np.random.default_rng(0)
+
+    def random(height: int, width: int, along_width: bool) -> Array:
+        shape = (height, width) if along_width else (width, height)
+        made = driver.upload(rng.standard_normal(shape, np.float32).astype(dtype))
+        return made if along_width else made.T
+
+    for _ in range(max(1, min(MOST_IN_TURN, IN_TURN // max(nbytes, 1)))):
+        a, b = random(rows, depth, problem.a_along_depth), random(depth, columns, not problem.b_along_depth)
+        bias = (random(1, columns, True).reshape(-1),) if problem.has_program else ()
+        yield a, b, bias, tuple(driver.empty((rows, columns), dtype) for _ in range(outs))

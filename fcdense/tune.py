@@ -1,0 +1,95 @@
+"""`tune`: measure which kernel serves each product of a step best on this GPU, and keep it for later processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdense.backends import Device, current_device
+from fcdense.backends import device as named
+from fcdense.backends.cuda import CudaBackend
+from fcdense.cuda import tables, tuning
+from fcdense.cuda.plan import Problem
+from fcdense.cuda.tuning import Measured
+from fcdense.errors import ArgumentError
+
+HEADINGS = ("product", "chosen", "time", "before", "slowest")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` measured; printed, it is a table.
+
+    Attributes
+    ----------
+    device : str
+    lines : tuple of (Problem, str, sequence of Measured)
+        Each product of the step, what served it before, and what was measured, the fastest first.
+    path : Path
+        The table that now has the choices.
+    """
+
+    device: str
+    lines: tuple[tuple[Problem, str, Sequence[Measured]], ...]
+    path: Path
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for problem, before, measured in self.lines:
+            seconds = {str(choice): seconds for choice, seconds in measured}
+            shape = f"{problem.rows} x {problem.columns} x {problem.depth} {problem.dtype}"
+            times = measured[0].seconds, seconds.get(before), measured[-1].seconds
+            rows.append((shape, str(measured[0].choice), *("-" if t is None else f"{1e6 * t:.1f} us" for t in times)))
+        return rows
+
+    def __repr__(self) -> str:
+        rows = [HEADINGS, *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([f"products on {self.device}", *lines, f"kept in {self.path}"])
+
+
+def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
+    """Measure the products of a step on a GPU and choose for each the kernel that was the fastest.
+
+    `step` is called once, on its own data. Each of its products is then timed on random numbers by every kernel that
+    can serve it, cuBLASLt among them where it is installed. The choices hold for this process and for later ones on the
+    same kind of GPU; steps that were captured before keep theirs.
+
+    Parameters
+    ----------
+    step : callable
+        Without arguments, such as a training step.
+    device : str or Device, optional
+        The GPU; the current device if not given.
+
+    Returns
+    -------
+    Tuning
+
+    Raises
+    ------
+    ArgumentError
+        The device is no GPU, or the step multiplies nothing on it.
+    """
+    chosen = current_device() if device is None else named(device)
+    backend = chosen.backend
+    if not isinstance(backend, CudaBackend):
+        raise ArgumentError(f'There is nothing to tune on device {chosen.name!r}; expected a GPU, such as "cuda".')
+    plan = backend.products.plan
+    noting = backend.products.plan = tuning.Noting(plan)
+    try:
+        step()
+    finally:
+        backend.products.plan = plan
+    if not noting.problems:
+        raise ArgumentError(f"The step multiplies no matrices on {chosen.name}: is its model there?")
+    found = {
+        bucket: tuning.measure(backend.products, backend.driver, problem) for bucket, problem in noting.problems.items()
+    }
+    lines = tuple((problem, str(plan.choose(problem)), found[bucket]) for bucket, problem in noting.problems.items())
+    path = tables.write(backend.driver, {bucket: measured[0].choice for bucket, measured in found.items()})
+    backend.products.plan = tables.plan_of(backend.driver)
+    return Tuning(chosen.name, lines, path)

@@ -1,0 +1,85 @@
+"""Rounds on the emulated GPU: the same step many times in a row without the host in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcdense.backends.cuda import CudaBackend
+from fcdense.backends.replay import Call, Feed, Keep
+from fcdense.cuda.graph import GraphReplay
+from fcdense.program import trace
+from tests import emulation
+from tests.emulation import EmulatedDriver
+
+pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
+F64 = np.dtype(np.float64)
+ADD = trace(lambda a, b: a + b, 2, name="add")
+FINITE = trace(lambda x: (x - x == 0) * 1.0, 1, name="is_finite")
+
+
+class Sums:
+    """total += batch, unless a number of the batch is not finite; `drawn` counts all rounds that begin."""
+
+    def __init__(self) -> None:
+        self.backend = backend = CudaBackend(EmulatedDriver())
+        self.batch, self.total, self.kept = (backend.zeros(shape, F64) for shape in ((2, 3), (2, 3), ()))
+        self.largest, self.go_on = backend.zeros((), F64), backend.zeros((), F64)
+        self.state, self.stream = (backend.zeros((2,), np.dtype(np.uint64)) for _ in range(2))
+
+    def call(self, primitive: str, writes: tuple[Any, ...], **arguments: Any) -> Call:
+        return Call(primitive, arguments, (), writes)
+
+    def replay(self) -> GraphReplay:
+        gate: dict[str, Any] = {"scalars": (), "when": None}
+        calls = [
+            self.call("next_stream", (self.stream,), state=self.state, out=self.stream),
+            self.call("reduce", (self.largest,), operation="sum", x=self.batch, axes=(0, 1), out=self.largest),
+            self.call("map", (self.go_on,), program=FINITE, inputs=(self.largest,), out=(self.go_on,), **gate),
+            self.call(
+                "map", (self.total,), program=ADD, inputs=(self.total, self.batch), scalars=(), out=(self.total,),
+                when=self.go_on,
+            ),
+            self.call("map", (self.kept,), program=ADD, inputs=(self.kept, self.go_on), out=(self.kept,), **gate),
+        ]  # fmt: skip
+        return GraphReplay(self.backend, calls)
+
+
+DATA = np.arange(30.0).reshape(10, 3)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_rounds_take_their_rows_and_leave_results(resident: bool) -> None:
+    sums = Sums()
+    order, done = np.array([7, 2, 0, 9, 2, 2, 5, 5], np.int64), np.zeros((4, 2, 3))
+    source = sums.backend.from_host(DATA) if resident else DATA
+    run = sums.replay().rounds([Feed(source, order, sums.batch)], [Keep(sums.total, done)])
+    assert run(3) == 3
+    expected = DATA[order.reshape(4, 2)].cumsum(0)
+    np.testing.assert_array_equal(done[:3], expected[:3])
+    assert (done[3] == 0).all()
+    order[:2] = order[6:]
+    assert run(1) == 1
+    np.testing.assert_array_equal(done[0], expected[3])
+    np.testing.assert_array_equal(sums.backend.to_host(sums.state), [0, 4])
+
+
+def test_nothing_changes_after_the_round_that_changed_nothing() -> None:
+    sums = Sums()
+    data = DATA.copy()
+    data[4, 1] = np.nan
+    order, done = np.arange(10), np.zeros(5)
+    keeps = [Keep(np.ones(()), done)]
+    run = sums.replay().rounds([Feed(data, order, sums.batch)], keeps, sums.go_on)
+    assert run(5) == 3
+    np.testing.assert_array_equal(sums.backend.to_host(sums.total), DATA[:2] + DATA[2:4])
+    np.testing.assert_array_equal(done, [1, 1, 1, 0, 0])
+    assert sums.backend.to_host(sums.go_on) == 0
+    np.testing.assert_array_equal(sums.backend.to_host(sums.state), [0, 3])
+    np.testing.assert_array_equal(sums.backend.to_host(sums.kept), 2)  # a map that reads what it writes, after the flag
+    data[4, 1] = 0.0
+    done[:] = 0.0
+    assert run(2) == 2
+    np.testing.assert_array_equal(done, [1, 1, 0, 0, 0])

@@ -1,0 +1,111 @@
+"""Measuring products on the emulated GPU: what is asked, what is kept, and what is chosen afterwards."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcdense as fc
+import fcdense.cli
+from fcdense.backends import Device
+from fcdense.backends.cuda import CudaBackend
+from fcdense.cuda import plan, tables, tuning
+from fcdense.cuda.plan import Choice
+from fcdense.errors import ArgumentError
+from fcdense.tune import tune
+from tests import emulation
+from tests.emulation import EmulatedDriver
+
+pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
+SMALL = Choice("simt", "float32", plan.SIMT_SMALL, 1)
+
+
+@pytest.fixture
+def emu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "ROUNDS", 2)
+    monkeypatch.setattr(tuning, "SECONDS", 1e-6)
+    monkeypatch.setattr(tuning, "MOST_IN_TURN", 2)
+    return Device("emu", 0, backend=CudaBackend(EmulatedDriver()))
+
+
+class Clock:
+    """What is served by the favourite takes a second, all else two."""
+
+    def __init__(self, driver: EmulatedDriver, favourite: str) -> None:
+        self._driver, self._favourite = driver, favourite
+
+    def timed(self, calls: Any) -> float:
+        del self._driver.launches[:]
+        calls()
+        return 1.0 if self._favourite in self._driver.launches[0] else 2.0
+
+
+def step() -> None:
+    layer = fc.nn.Dense(5, "gelu", in_features=7)
+    layer(fc.tensor(np.ones((3, 7), np.float32))).sum().backward()
+
+
+def test_the_fastest_is_kept_and_chosen(emu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    driver = backend.driver
+    assert isinstance(driver, EmulatedDriver)
+    monkeypatch.setattr(driver, "timed", Clock(driver, "simt").timed)
+    with fc.use_device(emu):
+        found = tune(step)
+    buckets = ["float32 4x8x8 dw 4 program", "float32 8x8x4 ww 4"]
+    assert [problem.bucket for problem, *_ in found.lines] == buckets
+    assert set(json.loads(found.path.read_text())) == set(buckets)
+    assert backend.products.plan.choose(found.lines[0][0]).family == "simt"
+    for part in ("3 x 5 x 7 float32", "simt float32", "us", str(found.path)):
+        assert part in repr(found)
+    again = CudaBackend(EmulatedDriver())
+    assert again.products.plan.choose(found.lines[0][0]).family == "simt"
+
+
+def test_all_that_can_serve_is_measured(emu: Device) -> None:
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    problem = plan.Problem("float16", 20, 24, 300, 16, True, False, True)
+    measured = tuning.measure(backend.products, backend.driver, problem)
+    assert {choice for choice, _ in measured} == set(backend.products.plan.candidates(problem))
+    assert len(measured) == 8  # four tilings, in one part and in two
+    assert [m.seconds for m in measured] == sorted(m.seconds for m in measured)
+
+
+def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pytest.LogCaptureFixture) -> None:
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    tables.write(backend.driver, {"a": SMALL})
+    path = tables.write(backend.driver, {"b": Choice("cuBLASLt", "float32")})
+    assert tables.read(backend.driver) == {"a": SMALL, "b": Choice("cuBLASLt", "float32")}
+    path.write_text(path.read_text()[:-20])
+    with caplog.at_level(logging.WARNING):
+        assert tables.read(backend.driver) == {}
+    assert "run 'fcdense tune' again" in caplog.text
+
+
+def test_what_cannot_be_tuned_is_refused(emu: Device) -> None:
+    with pytest.raises(ArgumentError, match="nothing to tune on device 'cpu'"):
+        tune(step, "cpu")
+    with fc.use_device("cpu"), pytest.raises(ArgumentError, match="multiplies no matrices on emu:0"):
+        tune(step, emu)
+
+
+def test_the_command(emu: Device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fc.cli, "current_device", lambda: emu)
+    assert fc.cli.main(["tune", "6,5,3", "--batch-size", "4", "--activation", "tanh"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("products on emu:0", "4 x 5 x 6 float32", "4 x 3 x 5 float32", "5 x 3 x 4 float32", "kept in"):
+        assert part in shown
+    assert fc.cli.main(["tune", "6,5,3", "--device", "cpu"]) == 2
+    assert "nothing to tune on device 'cpu'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fc.cli.main(["tune", "6"])
+    assert "expected features and outputs at least" in capsys.readouterr().err
