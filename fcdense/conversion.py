@@ -22,6 +22,11 @@ def warn_once(key: object, message: str) -> None:
         warnings.warn(message, DTypeWarning, stacklevel=4)
 
 
+def is_on_gpu(data: Any) -> bool:
+    """Whether this is an array in the memory of a GPU, as CuPy's say of themselves."""
+    return hasattr(data, "__cuda_array_interface__") and not isinstance(data, np.ndarray)
+
+
 def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     """`data` as a NumPy array of native byte order holding floats, integers or booleans; no copy where none is needed.
 
@@ -36,7 +41,7 @@ def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     DeviceError
         An array of a GPU: nothing is copied between devices behind your back.
     """
-    if hasattr(data, "__cuda_array_interface__") and not isinstance(data, np.ndarray):
+    if is_on_gpu(data):
         raise DeviceError(f"{what} lies on a GPU, but it is used on the CPU. Copy it first: cupy.asnumpy(array).")
     if isinstance(data, np.ndarray) and hasattr(data, "mask"):
         raise DTypeError(f"{what} is a masked array. Fill it, .filled(value), or give the mask as weights.")

@@ -64,9 +64,11 @@ class Operation(ABC):
 
 def reshaped(backend: Backend, x: Array, shape: Shape) -> Array:
     """x in another shape: a view where its memory allows one, else a copy."""
-    y: Array = x.reshape(shape)
-    if not backend.is_recording or x.flags.c_contiguous or share_memory(x, y):
-        return y
+    y: Array
+    if backend.is_host or x.flags.c_contiguous:
+        y = x.reshape(shape)
+        if not backend.is_recording or x.flags.c_contiguous or share_memory(x, y):
+            return y
     y = backend.workspace.empty(x.shape, x.dtype)  # NumPy's copy was made now; a replay has to make its own
     backend.copy(x, out=y)
     return y.reshape(shape)

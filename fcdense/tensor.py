@@ -16,7 +16,7 @@ from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array, Version
 from fcdense.backends import Device, current_device
 from fcdense.backends.base import Reduction
-from fcdense.conversion import array_dtype, host_array, in_c_order
+from fcdense.conversion import array_dtype, host_array, in_c_order, is_on_gpu
 from fcdense.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from fcdense.precision import BFLOAT16, FLOAT_KINDS, dtype_of
 from fcdense.program import Program, trace
@@ -272,6 +272,11 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
     `current_device()` unless given.
     """
     on = current_device() if device is None else devices.device(device)
+    if is_on_gpu(data):
+        adopted = on.backend.adopt(data)
+        array = on.backend.empty(adopted.shape, array_dtype(adopted.dtype if dtype is None else dtype))
+        on.backend.copy(adopted, out=array)
+        return Tensor(array, on, requires_grad=requires_grad)
     source = data.detach().numpy() if isinstance(data, Tensor) else host_array(data)
     array = in_c_order(source, None if dtype is None else array_dtype(dtype), copy=True)
     return Tensor(on.backend.from_host(array), on, requires_grad=requires_grad)
@@ -284,6 +289,9 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
+    if is_on_gpu(value):
+        operand = tensor(value, device=like.device)
+        return operand.astype(like.dtype) if like.dtype.kind == "f" != operand.dtype.kind else operand
     array = host_array(value, "the operand")
     if like.dtype.kind in FLOAT_KINDS and (array.dtype.kind != "f" or array.ndim == 0):
         array = array.astype(like.dtype)

@@ -86,9 +86,7 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
         backend.products.plan = plan
     if not noting.problems:
         raise ArgumentError(f"The step multiplies no matrices on {chosen.name}: is its model there?")
-    found = {
-        bucket: tuning.measure(backend.products, backend.driver, problem) for bucket, problem in noting.problems.items()
-    }
+    found = {bucket: tuning.measure(backend, problem) for bucket, problem in noting.problems.items()}
     lines = tuple((problem, str(plan.choose(problem)), found[bucket]) for bucket, problem in noting.problems.items())
     path = tables.write(backend.driver, {bucket: measured[0].choice for bucket, measured in found.items()})
     backend.products.plan = tables.plan_of(backend.driver)

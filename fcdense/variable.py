@@ -108,6 +108,12 @@ class Variable:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.device.backend.hand_over(self.array).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.node is not None:
             raise GraphError("A tensor that is part of a graph cannot be copied or pickled; use detach().")

@@ -73,7 +73,7 @@ def test_all_that_can_serve_is_measured(emu: Device) -> None:
     backend = emu.backend
     assert isinstance(backend, CudaBackend)
     problem = plan.Problem("float16", 20, 24, 300, 16, True, False, True)
-    measured = tuning.measure(backend.products, backend.driver, problem)
+    measured = tuning.measure(backend, problem)
     assert {choice for choice, _ in measured} == set(backend.products.plan.candidates(problem))
     assert len(measured) == 8  # four tilings, in one part and in two
     assert [m.seconds for m in measured] == sorted(m.seconds for m in measured)

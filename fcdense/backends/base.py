@@ -29,7 +29,7 @@ import numpy as np
 from fcdense.activation import Activation
 from fcdense.arena import Array, Workspace
 from fcdense.backends.replay import Call, CallList, Feed, Keep, Replay
-from fcdense.errors import ContractError
+from fcdense.errors import ContractError, DeviceError
 from fcdense.program import Program
 
 Mode = Literal["overwrite", "accumulate"]
@@ -165,6 +165,14 @@ class Backend(ABC):
     @abstractmethod
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """The device's array with the contents of a NumPy array (that array itself if the device uses host memory)."""
+
+    def adopt(self, array: Array) -> Array:
+        """A caller's CuPy array as one of this device, in the same memory; see `fcdense.cuda.driver.Driver.adopt`."""
+        raise DeviceError(f"An array lies on a GPU, but it is used on {self.name}. Copy it first: cupy.asnumpy(array).")
+
+    def hand_over(self, array: Array) -> Array:
+        """An array of this device as one for the caller's own NumPy or CuPy, in the same memory."""
+        return array
 
     @abstractmethod
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:

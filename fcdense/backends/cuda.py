@@ -18,8 +18,10 @@ from fcdense.cuda import source
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.geometry import blocks, strides_in
 from fcdense.cuda.launcher import FLOAT64, Launcher
+from fcdense.cuda.plan import Plan
 from fcdense.cuda.product import ADDED, SUM, Products
 from fcdense.cuda.tables import plan_of
+from fcdense.errors import OutOfMemory
 from fcdense.program import Program, trace
 
 CONSTANT = trace(lambda value: value, 0, 1, name="fill")
@@ -31,14 +33,18 @@ class CudaBackend(Backend):
     name = "cuda"
     is_host = False
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, plan: Plan | None = None) -> None:
         super().__init__()
         self.driver = driver
         self.launcher = Launcher(driver, self)
-        self.products = Products(self.launcher, plan_of(driver))
+        self.products = Products(self.launcher, plan_of(driver) if plan is None else plan)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return self.driver.empty(shape, dtype)
+        try:
+            return self.driver.empty(shape, dtype)
+        except OutOfMemory:
+            self.workspace.release()  # of what nobody uses
+            return self.driver.empty(shape, dtype)
 
     def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
         np.broadcast_to(np.empty(x.shape, np.bool_), shape)  # raises where they do not fit
@@ -53,8 +59,14 @@ class CudaBackend(Backend):
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return self.driver.upload(array)
 
+    def adopt(self, array: Array) -> Array:
+        return self.driver.adopt(array)
+
+    def hand_over(self, array: Array) -> Array:
+        return self.driver.hand_over(array)
+
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
-        return self.driver.download(array)
+        return self.driver.download(self.launcher.contiguous(array))
 
     @property
     def implementation(self) -> str:
@@ -105,7 +117,7 @@ class CudaBackend(Backend):
     ) -> None:
         if not act.is_linear:
             self.launcher.elementwise(chain(act), (dy_bo,) if aux_bo is None else (dy_bo, aux_bo), (), (out,))
-        elif out is not dy_bo:
+        elif not same_memory(out, dy_bo):
             self.copy(dy_bo, out=out)
         if db is not None:
             self.launcher.reduce("sum", out, (0,), db, adds=mode == "accumulate")

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from fcdense.errors import DeviceError
+
 CUDA_ERROR_NO_DEVICE = 100
+OLDEST_CUPY = 14
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,35 @@ def _cupy() -> tuple[bool, str]:
         import cupy
     except Exception as error:
         return False, f"CuPy does not import: {error}"
+    if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
+        return False, (
+            f"CuPy {cupy.__version__} is too old, expected {OLDEST_CUPY} or later. pip install 'fcdense[cuda13]' (or "
+            "cuda12, as nvidia-smi names) in a fresh environment."
+        )
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return False, (
+            f"CuPy {cupy.__version__} does not reach the GPU: {error}. If its CUDA is newer than the one that "
+            "nvidia-smi names, update the driver or pip install 'fcdense[cuda12]' in a fresh environment."
+        )
     return True, f"CuPy {cupy.__version__}"
 
 
 def _compiler() -> tuple[bool, str]:
-    import cupy
+    from fcdense.cuda import compile as compiling
 
+    if not compiling.headers():
+        return False, (
+            "the kernels' sources, kernels/cuda/*.cuh, are not in this installation of fcdense. pip install "
+            "--force-reinstall fcdense brings them."
+        )
     try:
-        cupy.RawKernel('extern "C" __global__ void probe(float* x) { x[0] = 1.0f; }', "probe").compile()
+        return True, f"NVRTC {compiling.nvrtc().version}"
+    except DeviceError as error:
+        return False, str(error)
     except Exception as error:
-        return False, f"NVRTC cannot compile a kernel: {error}. pip install 'fcdense[cuda13]' brings it."
-    return True, "NVRTC compiles"
+        return False, f"NVRTC does not load: {error}. pip install 'fcdense[cuda13]' brings it."
 
 
 def _cublas() -> tuple[bool, str]:
@@ -79,9 +100,16 @@ def _cublas() -> tuple[bool, str]:
 
 
 def _kernels() -> tuple[bool, str]:
-    if importlib.util.find_spec("fcdense.cuda.cupy_driver") is None:
-        return False, "this release of fcdense does not launch its CUDA kernels yet."
-    return True, "fcdense's CUDA kernels"
+    try:
+        from fcdense.cuda.cupy_driver import CupyDriver
+
+        driver = CupyDriver(0)
+        driver.check()
+    except DeviceError as error:
+        return False, str(error)
+    except Exception as error:
+        return False, f"a kernel of fcdense does not run: {error!r}."
+    return True, f"a kernel of fcdense runs ({driver.architecture})"
 
 
 CHAIN: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import inspect
 import threading
 import weakref
 from bisect import bisect_right, insort
@@ -23,35 +22,10 @@ from fcdense.backends import known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
 from fcdense.backends.replay import Call
+from fcdense.backends.signatures import SIGNATURES
 from fcdense.backends.spans import interface, overlap
 from fcdense.errors import CaptureError
-
-
-class Signature(NamedTuple):
-    """The arguments of a primitive: all of them, and the names of those that may be arrays to read and to write."""
-
-    whole: inspect.Signature
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @classmethod
-    def of(cls, primitive: str) -> Signature:
-        """That of a primitive, read off its declaration."""
-        whole = inspect.signature(getattr(Backend, primitive))
-        arrays = {name: p.kind for name, p in whole.parameters.items() if "Array" in str(p.annotation)}
-        written = {name for name, kind in arrays.items() if kind is inspect.Parameter.KEYWORD_ONLY and name != "when"}
-        written |= {name for of, name in ADDED_TO if of == primitive}
-        inputs = tuple(name for name in arrays if name not in written)
-        return cls(whole, inputs, tuple(name for name in arrays if name in written))
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Every argument by name, defaults included, without `self`."""
-        bound = self.whole.bind(None, *args, **kwargs)
-        bound.apply_defaults()
-        return dict(list(bound.arguments.items())[1:])
-
-
-SIGNATURES = {name: Signature.of(name) for name in Backend.primitives()}
+from fcdense.precision import current_precision
 
 _busy = threading.Lock()
 _current: Recording | None = None
@@ -98,6 +72,7 @@ class Noted(NamedTuple):
 
     primitive: str
     arguments: dict[str, Any]
+    precision: str
 
 
 class Recording:
@@ -153,7 +128,8 @@ class Recording:
             raise CaptureError(
                 f"The step computes on {self.backend.name} and on {backend.name}. Capture one step for each device."
             )
-        self.calls.append(Noted(primitive, {name: self._noted(value) for name, value in arguments.items()}))
+        noted = {name: self._noted(value) for name, value in arguments.items()}
+        self.calls.append(Noted(primitive, noted, current_precision()))
 
     def _noted(self, value: Any) -> Any:
         if hasattr(value, "strides"):
@@ -213,8 +189,8 @@ class Recording:
             if owner is not None:
                 memory[which] = owner, self._temporaries[which].start - address(owner)
         return [
-            _call(primitive, {name: _located(value, memory, backend) for name, value in arguments.items()})
-            for primitive, arguments in self.calls
+            _call(primitive, {name: _located(value, memory, backend) for name, value in arguments.items()}, precision)
+            for primitive, arguments, precision in self.calls
         ]
 
 
@@ -255,12 +231,12 @@ def _operands(values: Any) -> Iterator[Operand]:
             yield from _operands(value)
 
 
-def _call(primitive: str, arguments: Mapping[str, Any]) -> Call:
+def _call(primitive: str, arguments: Mapping[str, Any], precision: str) -> Call:
     _, inputs, outputs = SIGNATURES[primitive]
     adds = arguments.get("mode", "accumulate") == "accumulate"
     kept = [name for name in outputs if ((primitive, name) in ADDED_TO and adds) or arguments.get("when") is not None]
     reads, writes = (tuple(_arrays(arguments[name] for name in names)) for names in ((*inputs, *kept), outputs))
-    return Call(primitive, arguments, reads, writes)
+    return Call(primitive, arguments, reads, writes, precision)
 
 
 def _arrays(values: Any) -> Iterator[Array]:
@@ -328,6 +304,17 @@ class RecordingBackend(Backend):
                 "replay would see the values of this moment. Make it a tensor outside of the step, or an argument."
             )
         return self._recording.constant(self.inner.from_host(array.copy()), array.tobytes())
+
+    def adopt(self, array: Array) -> Array:
+        if not self._recording.is_here:
+            return self.inner.adopt(array)
+        raise CaptureError(
+            f"A caller's array (shape {array.shape}) was used while a step was recorded; every replay would read that "
+            "memory. Make it a tensor outside of the step, or an argument."
+        )
+
+    def hand_over(self, array: Array) -> Array:
+        return array if self._recording.is_here else self.inner.hand_over(array)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         if not self._recording.is_here:

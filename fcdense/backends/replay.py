@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense.arena import Array
+from fcdense.precision import current_precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +27,15 @@ class Call:
         The arrays whose values the call uses: its inputs, and outputs that it adds to or may leave as they are.
     writes : tuple of Array
         The arrays that it writes.
+    precision : str
+        That of products where it was made (`fcdense.use_precision`).
     """
 
     primitive: str
     arguments: Mapping[str, Any]
     reads: tuple[Array, ...]
     writes: tuple[Array, ...]
+    precision: str = field(default_factory=current_precision)
 
 
 class Feed(NamedTuple):

@@ -55,12 +55,17 @@ def gemm_simt(dtype: DType, tiling: SimtTiling, a_along_depth: bool, b_along_dep
 
 @cache
 def gemm_mma(
-    arithmetic: str, tiling: MmaTiling, a_along_depth: bool, b_along_depth: bool, copy: int, epilogue: Epilogue
+    arithmetic: str,
+    tiling: MmaTiling,
+    a_along_depth: bool,
+    b_along_depth: bool,
+    copy: tuple[int, int],
+    epilogue: Epilogue,
 ) -> Kernel:
-    """A product on tensor cores, of operands of which `copy` bytes may be read at once."""
+    """A product on tensor cores, of operands of which `copy` bytes may be read at once, of A and of B."""
     call = (
-        f"gemm_mma<{ARITHMETIC[arithmetic]}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, {copy}, "
-        f"{epilogue.vector.width}, Program>"
+        f"gemm_mma<{ARITHMETIC[arithmetic]}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, "
+        f"{copy[0]}, {copy[1]}, {epilogue.vector.width}, Program>"
     )
     aliases = f"using Tiling = MmaTiling<{', '.join(map(str, tiling[:-1]))}>;\n"
     itemsize = 4 if arithmetic in ("tf32", "split") else 2
@@ -75,7 +80,7 @@ def _gemm(name: str, aliases: str, call: str, tiling: Tiling, shared: int, epilo
     return Kernel(f"{name} and {epilogue.program.name}", text, arguments, tiling.threads, shared)
 
 
-SUM_ROWS = 32
+SUM_ROWS = 8
 """Rows of a block that sums the parts of a product."""
 SUM_THREADS = 256
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,28 @@ from fcdense.backends.replay import Call, Feed, Keep, Replay
 from fcdense.backends.spans import overlap
 from fcdense.backends.temporaries import Temporaries
 from fcdense.cuda import source
+from fcdense.precision import FLOAT_KINDS, use_precision
+from fcdense.program import trace
+
+SAME = trace(lambda x: x, 1, name="copy")
 
 
 class Recorded(CudaBackend):
     """The backend while its launches are recorded: temporary arrays are those of the graph."""
 
     def __init__(self, backend: CudaBackend) -> None:
-        super().__init__(backend.driver)
-        self.products.plan = backend.products.plan
+        super().__init__(backend.driver, backend.products.plan)
         self.temporaries = Temporaries(self)
 
     @property
     def workspace(self) -> Any:
         return self.temporaries
 
-    def make(self, call: Call, **changed: Any) -> str:
+    def make(self, call: Call) -> str:
         """Launch what a call is made of; which of several kernels serves it, or ""."""
         self.products.served = ""
-        getattr(self, call.primitive)(**{**call.arguments, **changed})
+        with use_precision(call.precision):
+            getattr(self, call.primitive)(**call.arguments)
         self.temporaries.take_back()
         return self.products.served
 
@@ -58,12 +63,26 @@ class GraphReplay(Replay):
     def rounds(
         self, feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Array | None = None
     ) -> Callable[[int], int] | None:
-        if any(source.dtype != target.dtype or source.shape[1:] != target.shape[1:] for source, _, target in feeds):
+        if not all(_is_copied(target, source, target.shape[1:]) for source, _, target in feeds):
             return None
+        if not all(_is_copied(x, target, x.shape) for x, target in keeps):
+            return None
+        if go_on is not None and any(map(_adds, self._calls)):
+            return None  # rounds after the last one would add as well
         return GraphRounds(self._backend, self._calls, feeds, keeps, go_on).run
 
     def describe(self) -> list[str]:
         return self._served
+
+
+def _is_copied(x: Array, other: Array, row: tuple[int, ...]) -> bool:
+    """Whether the kernels of rounds copy `x` to or from an array with such rows."""
+    return bool(x.size and x.flags.c_contiguous and x.dtype == other.dtype and other.shape[1:] == row)
+
+
+def _adds(call: Call) -> bool:
+    """Whether a call reads what it writes, and is none that can be kept from it."""
+    return call.primitive not in ("map", "next_stream") and any(overlap(x, y) for x in call.writes for y in call.reads)
 
 
 class GraphRounds:
@@ -107,8 +126,7 @@ class GraphRounds:
             fields["columns"] = math.prod(out.shape[1:])
             launch(kernel, grid(out.size, kernel.threads), round=control["round"], **fields)
         for call in self._calls:
-            is_ungated = call.primitive == "map" and call.arguments["when"] is None
-            self._backend.make(call, **({"when": self._running} if is_ungated else {}))
+            self._backend.make(self._gated(call))
             if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
                 launch(source.control("look_whether_to_go_on"), (1, 1, 1), **control)
         for x, target in self._keeps:
@@ -116,6 +134,17 @@ class GraphRounds:
             fields = {"x": address(x), "out": address(target), "size": x.size}
             launch(kernel, grid(x.size, kernel.threads), round=control["round"], **fields)
         launch(source.control("next_round"), (1, 1, 1), **control)
+
+    def _gated(self, call: Call) -> Call:
+        """The call, or one that changes nothing after the last round in the place of one that may outlive the step."""
+        arguments = call.arguments
+        if self._go_on is None or arguments.get("when") is not None:
+            return call
+        if call.primitive == "copy" and arguments["out"].dtype.kind in FLOAT_KINDS:
+            arguments = {"program": SAME, "inputs": (arguments["x"],), "scalars": (), "out": (arguments["out"],)}
+        elif call.primitive != "map":
+            return call
+        return replace(call, primitive="map", arguments={**arguments, "when": self._running})
 
     def run(self, count: int) -> int:
         """Make up to `count` rounds; how many."""
@@ -125,19 +154,23 @@ class GraphRounds:
                 twin[...] = host
         self._round[...] = np.zeros(len(self._round), source.WORD)
         self._running[...] = np.ones(())
-        for _ in range(count):
-            self._launch()
-        made = count if self._go_on is None else self._made(count)
-        for host, (_, twin) in zip(self._results, self._keeps, strict=True):
-            if isinstance(host, np.ndarray):
-                host[:made] = self._backend.to_host(twin[:made])
+        launched = 0
+        try:
+            for _ in range(count):
+                self._launch()
+                launched += 1
+        finally:  # also where Ctrl-C comes between two rounds
+            made = self._made(launched)
+            for host, (_, twin) in zip(self._results, self._keeps, strict=True):
+                if isinstance(host, np.ndarray):
+                    host[:made] = self._backend.to_host(twin[:made])
         return made
 
-    def _made(self, count: int) -> int:
-        """How many rounds of those that were launched there were. What later ones drew from streams is given back."""
+    def _made(self, launched: int) -> int:
+        """How many rounds there were. What later ones drew from streams is given back."""
         made = int(self._backend.to_host(self._round).view(source.ROUND)["made"][0])
-        for state in self._streams if made < count else ():
+        for state in self._streams if made < launched else ():
             numbers = self._backend.to_host(state)
-            numbers[1] -= count - made
+            numbers[1] -= launched - made
             state[...] = numbers
         return made

@@ -19,8 +19,11 @@ from fcdense.program import Program
 FLOAT64 = np.dtype(np.float64)
 WAVES = 2048
 """Blocks of a launch whose threads take several elements each."""
-PART = 4096
-"""Numbers that one thread of a group sums up before the sums are summed."""
+THREADS = 1 << 16
+"""Of a reduction, where there is enough to reduce: half of what fits on the largest GPUs."""
+SERIAL = 16
+"""Numbers that a thread takes at least before a reduction is cut in parts; below `WHOLE` of them it is not cut."""
+WHOLE = 128
 
 
 class Lender(Protocol):
@@ -147,9 +150,12 @@ class Launcher:
         if not count:
             return
         within = within or computed((x.dtype,), ())
-        group = 1 if kept_steps[-1] == 1 and count >= 32 else 32
-        parts = blocks(length, PART * group) if length else 1
+        group = 1 if kept_steps[-1] == 1 and count >= 32 else 256 if count <= 256 else 32
+        parts = 1
+        if length > WHOLE * group or (length > SERIAL * group and count * group < 1024):
+            parts = max(1, min(THREADS // (count * group), length // (SERIAL * group)))
         part = blocks(length, parts)
+        parts = max(1, blocks(length, max(part, 1)))
         target, result = out, out.dtype
         if parts > 1:
             result = np.dtype(np.float64 if within == "double" else np.float32)

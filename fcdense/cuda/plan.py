@@ -28,11 +28,15 @@ MMA = {
 
 FIRST_ARCHITECTURE = {"float16": 75, "bfloat16": 80, "tf32": 80, "split": 80}
 """The oldest chips whose tensor cores multiply so."""
+LARGE_CHIPS = (80, 90, 100, 103)
+"""Those of data centres. Their tensor cores take TF32 8 times as fast as the others take float32, and more than a third
+of that is left for three products; on the others it is the same or twice as fast, and nothing is left (NVIDIA, white
+papers of GA100, GA102, AD102, GH100, GB202). They have 160 KB of shared memory or more, the others 100."""
 
 FULL = 96
 """Blocks from which on a GPU counts as full: the smallest that are in use have 40 multiprocessors, the largest 148."""
-WANTED = 128
-MOST_PARTS = 32
+WANTED = 256
+MOST_PARTS = 128
 LEAST_DEPTH = 128
 """Of a part: below it, writing and adding the parts costs more than it gains."""
 SPLIT_FROM = 64
@@ -102,9 +106,9 @@ class Choice(NamedTuple):
 
 
 def number(architecture: str) -> int:
-    """Of a chip: 90 for "sm_90a". What is no chip can do all that the newest can."""
+    """Of a chip: 90 for "sm_90a", and for what is no chip."""
     found = re.fullmatch(r"sm_(\d+)[a-z]?", architecture)
-    return int(found[1]) if found else 120
+    return int(found[1]) if found else 90
 
 
 class Plan:
@@ -127,7 +131,7 @@ class Plan:
     def choose(self, problem: Problem) -> Choice:
         """What serves a product."""
         measured = self._table.get(problem.bucket)
-        if measured is not None:
+        if measured is not None and self._serves(measured, problem):
             return measured
         if self._has_library and self._prefers_library(problem):
             return Choice("cuBLASLt", problem.dtype)
@@ -136,13 +140,14 @@ class Plan:
     def choose_own(self, problem: Problem) -> Choice:
         """Which of our kernels serves a product."""
         arithmetic = self._arithmetic(problem)
-        if arithmetic is None:
+        if arithmetic is None or (arithmetic == "split" and self._number not in LARGE_CHIPS):
             tiling = _simt(problem)
             return Choice("simt", problem.dtype, tiling, _parts(problem, tiling))
-        large, small = MMA[arithmetic]
-        fits = problem.rows >= large.rows and problem.columns >= large.columns and self._number >= 80
-        chosen = large if fits and _parts(problem, large) * _tiles(problem, large) >= FULL else small
-        return Choice("mma", arithmetic, chosen, _parts(problem, chosen))
+        *large, small = self._tilings(arithmetic)
+        for tiling in large:
+            if min(problem.rows // tiling.rows, problem.columns // tiling.columns) and _blocks(problem, tiling) >= FULL:
+                return Choice("mma", arithmetic, tiling, _parts(problem, tiling))
+        return Choice("mma", arithmetic, small, _parts(problem, small))
 
     def candidates(self, problem: Problem) -> list[Choice]:
         """All that can serve a product."""
@@ -150,12 +155,26 @@ class Plan:
         tilings: list[Tiling] = [SIMT_DOUBLE] if problem.dtype == "float64" else [SIMT_LARGE, SIMT_SMALL]
         families = [("simt", problem.dtype, tiling) for tiling in tilings]
         if arithmetic is not None:
-            families += [("mma", arithmetic, tiling) for tiling in MMA[arithmetic][0 if self._number >= 80 else 1 :]]
+            families += [("mma", arithmetic, tiling) for tiling in self._tilings(arithmetic)]
         found = [Choice("cuBLASLt", problem.dtype)] if self._has_library else []
         for family, name, tiling in families:
-            most = max(1, min(problem.depth // LEAST_DEPTH, MOST_PARTS))
+            enough = 8 * FULL // max(_tiles(problem, tiling), 1)
+            most = max(1, min(problem.depth // LEAST_DEPTH, MOST_PARTS, enough))
             found += [Choice(family, name, tiling, 1 << k) for k in range(most.bit_length())]
         return found
+
+    def _serves(self, choice: Choice, problem: Problem) -> bool:
+        """Whether a choice for other problems of the same bucket is one for this."""
+        if choice.tiling is None:
+            return self._has_library
+        return choice.arithmetic in (problem.dtype if choice.family == "simt" else None, self._arithmetic(problem))
+
+    def _tilings(self, arithmetic: str) -> list[MmaTiling]:
+        """Those for this chip, the smallest one last."""
+        tilings = MMA[arithmetic] if self._number >= 80 else MMA[arithmetic][1:]
+        if self._number in LARGE_CHIPS:
+            return list(tilings)
+        return [tiling._replace(stages=3) for tiling in tilings]  # so that as many blocks fit into shared memory
 
     def _prefers_library(self, problem: Problem) -> bool:
         size = problem.rows * problem.columns * problem.depth
@@ -184,6 +203,10 @@ def _simt(problem: Problem) -> SimtTiling:
 
 def _tiles(problem: Problem, tiling: Tiling) -> int:
     return blocks(problem.rows, tiling.rows) * blocks(problem.columns, tiling.columns)
+
+
+def _blocks(problem: Problem, tiling: Tiling) -> int:
+    return _parts(problem, tiling) * _tiles(problem, tiling)
 
 
 def _parts(problem: Problem, tiling: Tiling) -> int:

@@ -18,6 +18,7 @@ from fcdense.cuda.launcher import Launcher
 from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.source import Kernel, dtypes
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
+from fcdense.errors import ShapeError
 from fcdense.precision import TF32, current_precision
 from fcdense.program import Program, trace
 
@@ -86,6 +87,8 @@ class Products:
             if sums is not None and not adds:
                 self._launcher.reduce("sum", outs[0], (0,), sums)
             return
+        if max(*a.shape, columns) >= 1 << 31:
+            raise ShapeError(f"A product of {a.shape} and {b.shape} is too large for a GPU: axes are below 2^31 here.")
         address = self._launcher.driver.address
         left, right = Matrix(a, address(a), 1), Matrix(b, address(b), 0)
         along, copy = (left.along_depth, right.along_depth), min(left.copy, right.copy)
@@ -174,7 +177,7 @@ class Products:
         if isinstance(choice.tiling, SimtTiling):
             return gemm_source.gemm_simt(dtype, choice.tiling, *along, epilogue)
         assert isinstance(choice.tiling, MmaTiling)
-        copy = min(left.copy, right.copy)
+        copy = left.copy, right.copy
         return gemm_source.gemm_mma(choice.arithmetic, choice.tiling, *along, copy, epilogue)
 
     def _sum_parts(
@@ -192,7 +195,7 @@ class Products:
         kernel = gemm_source.sum_parts(epilogue)
         self._launcher.launch(
             kernel,
-            (blocks(columns, 32 * epilogue.vector.width), blocks(rows, SUM_ROWS), 1),
+            (blocks(rows, SUM_ROWS), blocks(columns, 32 * epilogue.vector.width), 1),
             parts=self._address(sized),
             rows=rows,
             columns=columns,

@@ -1,13 +1,16 @@
-"""The tables of what `tune` measured: a file for one kind of GPU and one version of the library, in the cache."""
+"""The tables of what `tune` measured: a file for one kind of GPU, version of the library and of the kernels."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fcdense.cuda.compile import headers
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.plan import Choice, Plan
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
@@ -23,7 +26,8 @@ def plan_of(driver: Driver) -> Plan:
 def path_of(driver: Driver) -> Path:
     """The file of the table for a driver's GPU."""
     library = driver.library.version if driver.library is not None else "none"
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{driver.gpu} cublaslt {library}").strip("-").lower()
+    kernels = hashlib.sha256(b"".join(headers().values())).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{driver.gpu} cublaslt {library} kernels {kernels}").strip("-").lower()
     return code_cache.folder_of("tuned") / f"{name}.json"
 
 
@@ -46,7 +50,7 @@ def write(driver: Driver, found: Mapping[str, Choice]) -> Path:
     lines = {bucket: _line(choice) for bucket, choice in read(driver).items()}
     lines |= {bucket: _line(choice) for bucket, choice in found.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
+    temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path

@@ -44,7 +44,7 @@ class MmaTiling(NamedTuple):
 
     def shared(self, itemsize: int) -> int:
         """Bytes of shared memory, for operands of `itemsize` bytes; the sums pass through it afterwards."""
-        slab = 16 * (self.rows // self.warp_rows) * (self.columns + 4) * 4
+        slab = 16 * (self.rows // self.warp_rows) * (self.columns + 8) * 4
         return max(self.stages * self.depth * (self.rows + self.columns) * itemsize, slab)
 
 

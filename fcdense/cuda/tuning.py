@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -12,10 +13,13 @@ import numpy as np
 
 from fcdense import activations
 from fcdense.arena import Array
+from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.programs import epilogue
 from fcdense.cuda.driver import Driver
+from fcdense.cuda.graph import Recorded
 from fcdense.cuda.plan import Choice, Plan, Problem
-from fcdense.cuda.product import SUM, Products
+from fcdense.cuda.product import SUM
+from fcdense.errors import OutOfMemory
 from fcdense.precision import DEFAULT, TF32, use_precision
 
 ROUNDS = 7
@@ -66,30 +70,29 @@ class Only(Plan):
         return self._plan.choose_own(problem)
 
 
-def measure(products: Products, driver: Driver, problem: Problem) -> list[Measured]:
-    """All candidates for a problem, the fastest first, on random numbers."""
-    plan = products.plan
+def measure(backend: CudaBackend, problem: Problem) -> list[Measured]:
+    """All candidates for a problem, the fastest first, on random numbers; without those that memory does not hold."""
+    driver, recorded = backend.driver, Recorded(backend)
+    products, plan = recorded.products, backend.products.plan
     operands = list(_operands(driver, problem))
     program = epilogue(activations.get("gelu"), True, True) if problem.has_program else SUM
 
     def all_operands() -> None:
         for a, b, inputs, outs in operands:
             products.run(a, b, program, inputs, outs)
+            recorded.temporaries.take_back()
 
     turns: list[tuple[Choice, Callable[[], None], int, list[float]]] = []
-    try:
-        for choice in plan.candidates(problem):
-            products.plan = Only(choice, plan)
-            with use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
-                replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
+    for choice in plan.candidates(problem):
+        products.plan = Only(choice, plan)
+        with suppress(OutOfMemory), use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
+            replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
             if products.served == str(choice):
                 replay()
                 turns.append((choice, replay, max(1, math.ceil(SECONDS / max(driver.timed(replay), 1e-7))), []))
-        for _ in range(ROUNDS):
-            for _, replay, count, seconds in turns:
-                seconds.append(driver.timed(partial(_repeat, replay, count)) / (count * len(operands)))
-    finally:
-        products.plan = plan
+    for _ in range(ROUNDS):
+        for _, replay, count, seconds in turns:
+            seconds.append(driver.timed(partial(_repeat, replay, count)) / (count * len(operands)))
     return sorted((Measured(choice, median(seconds)) for choice, _, _, seconds in turns), key=lambda m: m.seconds)
 
 
@@ -107,11 +110,14 @@ def _operands(driver: Driver, problem: Problem) -> Iterator[tuple[Array, Array, 
     rng = np.random.default_rng(0)
 
     def random(height: int, width: int, along_width: bool) -> Array:
-        shape = (height, width) if along_width else (width, height)
-        made = driver.upload(rng.standard_normal(shape, np.float32).astype(dtype))
+        lines, length = (height, width) if along_width else (width, height)
+        pitch = length  # from line to line, so that as much may be read at once as in the problem
+        while math.gcd(16, pitch * dtype.itemsize) != (problem.copy or 16):
+            pitch += 1
+        made = driver.upload(rng.standard_normal((lines, pitch), np.float32).astype(dtype))[:, :length]
         return made if along_width else made.T
 
     for _ in range(max(1, min(MOST_IN_TURN, IN_TURN // max(nbytes, 1)))):
         a, b = random(rows, depth, problem.a_along_depth), random(depth, columns, not problem.b_along_depth)
-        bias = (random(1, columns, True).reshape(-1),) if problem.has_program else ()
+        bias = (driver.upload(rng.standard_normal(columns, np.float32).astype(dtype)),) if problem.has_program else ()
         yield a, b, bias, tuple(driver.empty((rows, columns), dtype) for _ in range(outs))

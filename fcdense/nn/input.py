@@ -6,9 +6,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fcdense.backends import Device, current_device
-from fcdense.conversion import host_array, in_c_order
+from fcdense.conversion import host_array, in_c_order, is_on_gpu
 from fcdense.tape import is_recording
-from fcdense.tensor import Tensor
+from fcdense.tensor import Tensor, tensor
 
 if TYPE_CHECKING:
     from fcdense.nn.module import Module
@@ -18,9 +18,11 @@ def as_input(x: Any, module: Module) -> Any:
     """An array or a list of numbers as a tensor; anything else as it is, `forward` may know what to do with it."""
     if not (hasattr(x, "__array__") or (isinstance(x, list) and not any(isinstance(item, Tensor) for item in x))):
         return x
+    on = device_of(module)
+    if is_on_gpu(x):
+        return tensor(x, device=on) if is_recording() else Tensor(on.backend.adopt(x), on)
     # The gradient reads the array later, and a write of the caller's in between would go unseen.
     array = in_c_order(host_array(x, "the input"), copy=True if is_recording() else None)
-    on = device_of(module)
     return Tensor(on.backend.from_host(array), on)
 
 

@@ -136,17 +136,16 @@ struct Tf32Product {
 
 // float32 as the sum of two numbers of TF32, of which 22 bits behind the point remain: three products, the small ones
 // first. Tensor cores round sums toward zero, which adds up over a long depth, so that these are added outside of them
-// (Ootomo and Yokota, Int. J. High Perform. Comput. Appl. 36, 2022). What is infinite gives NaN or infinity.
+// (Ootomo and Yokota, Int. J. High Perform. Comput. Appl. 36, 2022). What is infinite, or would be as TF32, is in `rest`.
 struct SplitTf32Product {
     struct Operand {
         unsigned at[4], rest[4];
         __device__ __forceinline__ void prepare() {
 #pragma unroll
             for (int n = 0; n < 4; n++) {
-                const float x = __uint_as_float(at[n]);
-                at[n] = float_to_tf32(x);
-                const float large = __uint_as_float(at[n]);
-                rest[n] = float_to_tf32(x == large ? 0.0f : x - large);
+                const float x = __uint_as_float(at[n]), largest = __uint_as_float(0x7f7fe000u);
+                at[n] = float_to_tf32(fminf(fmaxf(x, -largest), largest));
+                rest[n] = float_to_tf32(x - __uint_as_float(at[n]));
             }
         }
     };

@@ -21,7 +21,7 @@ struct MmaTiling {
 };
 
 // COPY: bytes that are copied at once. N: numbers of a row that the program takes at once, 1 or 4.
-template <class Math, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int COPY, int N, class Program>
+template <class Math, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int COPY_A, int COPY_B, int N, class Program>
 __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
     using T = typename Math::T;
     using TileA = SharedTile<T, Tiling::ROWS, Tiling::DEPTH, A_ALONG_DEPTH>;
@@ -42,9 +42,9 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
         if (n < tiles) {
             char* stage = shared + n % STAGES * STAGE;
             const int k0 = start + n * Tiling::DEPTH;
-            TileA::template read<COPY, Tiling::THREADS>(stage, static_cast<const T*>(p.a), a_line, i0, p.rows, k0,
+            TileA::template read<COPY_A, Tiling::THREADS>(stage, static_cast<const T*>(p.a), a_line, i0, p.rows, k0,
                                                         depth);
-            TileB::template read<COPY, Tiling::THREADS>(stage + TileA::BYTES, static_cast<const T*>(p.b), b_line, j0,
+            TileB::template read<COPY_B, Tiling::THREADS>(stage + TileA::BYTES, static_cast<const T*>(p.b), b_line, j0,
                                                         p.columns, k0, depth);
         }
         cp_async_commit();
@@ -81,7 +81,7 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
     cp_async_wait<0>();
 
     // [row of the slab][column], 16 rows of each row of warps at a time.
-    constexpr int SLAB = 16 * Tiling::WARPS_DOWN, LINE = Tiling::COLUMNS + 4, ACROSS = Tiling::COLUMNS / N;
+    constexpr int SLAB = 16 * Tiling::WARPS_DOWN, LINE = Tiling::COLUMNS + 8, ACROSS = Tiling::COLUMNS / N;
     constexpr int GROUPS = Tiling::THREADS / ACROSS;
     static_assert(Tiling::THREADS % ACROSS == 0, "a thread stays in its columns");
     float* slab = reinterpret_cast<float*>(shared);

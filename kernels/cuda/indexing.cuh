@@ -19,8 +19,8 @@ template <class T>
 __device__ void gather_rows(const Rows& a) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = a.count * a.columns;
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
-        const Index row = a.index[i / a.columns];
-        static_cast<T*>(a.out)[i] = static_cast<const T*>(a.x)[row * a.columns + i % a.columns];
+        const Division place = divided(i, a.columns);
+        static_cast<T*>(a.out)[i] = static_cast<const T*>(a.x)[a.index[place.quotient] * a.columns + place.rest];
     }
 }
 

@@ -9,6 +9,16 @@ namespace fcdense {
 
 using Index = long long;
 
+struct Division {
+    Index quotient, rest;
+};
+// a / b for numbers that are not negative: in 32 bits, which is several times as fast, where they suffice.
+__device__ __forceinline__ Division divided(Index a, Index b) {
+    if ((a | b) >> 32) return {a / b, a % b};
+    const unsigned quotient = static_cast<unsigned>(a) / static_cast<unsigned>(b);
+    return {quotient, static_cast<unsigned>(a) - quotient * static_cast<unsigned>(b)};
+}
+
 struct Half {
     unsigned short bits;
 };
@@ -115,14 +125,14 @@ __device__ __forceinline__ C softplus(C x) {
 }
 
 // The same functions for results that are rounded to bfloat16, by the instructions of the special function unit: their
-// relative errors of up to 2^-11 (tanh) and 2^-21 are a quarter of that rounding or less.
+// relative errors of up to 2^-11 (tanh) and 2^-17 (exp of 80, less nearer to 0) are a quarter of that rounding or less.
 namespace approximate {
 
 __device__ __forceinline__ float exp(float x) { return exp2_approximate(x * 1.4426950408889634f); }
 __device__ __forceinline__ float tanh(float x) { return tanh_approximate(x); }
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal_approximate(1.0f + exp(-x)); }
 __device__ __forceinline__ float softplus(float x) {
-    return maximum(x, 0.0f) + log2_approximate(1.0f + exp(-absolute(x))) * 0.6931471805599453f;
+    return maximum(x, 0.0f) + log1p(exp(-absolute(x)));
 }
 
 }  // namespace approximate

@@ -20,8 +20,9 @@ __device__ __forceinline__ Place<DIMS> place_of(Index i, const Index (&shape)[DI
     Place<DIMS> place;
 #pragma unroll
     for (int d = DIMS - 1; d > 0; d--) {
-        place.at[d] = i % shape[d];
-        i /= shape[d];
+        const Division division = divided(i, shape[d]);
+        place.at[d] = division.rest;
+        i = division.quotient;
     }
     place.at[0] = i;
     return place;

@@ -47,15 +47,10 @@ __device__ __forceinline__ unsigned float_to_tf32(float x) {
     return bits;
 }
 
-// Of the special function unit. Errors (PTX ISA): 2^-22 of exp2 and log2 (absolute near 1), 2^-23 of 1 / x, 2^-11 of tanh.
+// Of the special function unit. Relative errors (PTX ISA): 2^-22 of exp2, 2^-23 of 1 / x, 2^-11 of tanh.
 __device__ __forceinline__ float exp2_approximate(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float log2_approximate(float x) {
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 __device__ __forceinline__ float reciprocal_approximate(float x) {

@@ -26,8 +26,10 @@ template <class T>
 __device__ void take_rows(const TakeRows& a) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = a.rows * a.columns;
     const Index* order = a.order + a.round->number * a.rows;
-    for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step)
-        static_cast<T*>(a.out)[i] = static_cast<const T*>(a.x)[order[i / a.columns] * a.columns + i % a.columns];
+    for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
+        const Division place = divided(i, a.columns);
+        static_cast<T*>(a.out)[i] = static_cast<const T*>(a.x)[order[place.quotient] * a.columns + place.rest];
+    }
 }
 
 struct Keep {

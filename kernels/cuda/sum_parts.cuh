@@ -20,7 +20,7 @@ __device__ void sum_parts(const PartsAndProgram<Program>& a) {
     using C = typename Program::C;
     constexpr int WARP = 32, COLUMNS = WARP * N, WARPS = THREADS / WARP;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int j0 = blockIdx.x * COLUMNS, column = j0 + lane * N, i0 = blockIdx.y * ROWS;
+    const int j0 = blockIdx.y * COLUMNS, column = j0 + lane * N, i0 = blockIdx.x * ROWS;
     const Index size = static_cast<Index>(a.rows) * a.columns;
     Numbers<C, N> total = {};
     for (int row = i0 + warp; row < i0 + ROWS && row < a.rows && column < a.columns; row += WARPS) {
@@ -40,7 +40,7 @@ __device__ void sum_parts(const PartsAndProgram<Program>& a) {
 #pragma unroll
     for (int e = 0; e < N; e++) shared[warp * COLUMNS + lane * N + e] = total.at[e];
     sum_groups<C, COLUMNS, THREADS>(
-        shared, WARPS, static_cast<C*>(a.sums) + static_cast<Index>(blockIdx.y) * a.columns + j0, a.columns - j0);
+        shared, WARPS, static_cast<C*>(a.sums) + static_cast<Index>(blockIdx.x) * a.columns + j0, a.columns - j0);
 }
 
 }  // namespace fcdense

@@ -40,7 +40,6 @@ inline float emulated_approximation(double exact) {
     return y - y == 0 ? __uint_as_float(__float_as_uint(y) & ~0u << (23 - BITS)) : y;
 }
 inline float exp2_approximate(float x) { return emulated_approximation<22>(pow(2.0, static_cast<double>(x))); }
-inline float log2_approximate(float x) { return emulated_approximation<22>(log(static_cast<double>(x)) / log(2.0)); }
 inline float reciprocal_approximate(float x) { return emulated_approximation<22>(1.0 / static_cast<double>(x)); }
 inline float tanh_approximate(float x) { return emulated_approximation<11>(tanh(static_cast<double>(x))); }
 

@@ -36,12 +36,14 @@ from tests.backends.calls import (
     run,
 )
 from tests.backends.cases import CASES, GENERATORS, LARGE, MIDDLE, Case
+from tests.conftest import cuda_missing
 
 DTYPES = ("float16", "float32", "float64")
 CLASSES = (CpuBackend, ReferenceBackend, CheckedBackend)
 
-on_every_device = pytest.mark.parametrize("on", DEVICES)
-on_every_fast_device = pytest.mark.parametrize("on", FAST)
+CUDA = () if cuda_missing() else (pytest.param("cuda", marks=pytest.mark.gpu),)
+on_every_device = pytest.mark.parametrize("on", [*DEVICES, *CUDA])
+on_every_fast_device = pytest.mark.parametrize("on", [*FAST, *CUDA])
 in_every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

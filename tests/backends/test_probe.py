@@ -14,6 +14,10 @@ import pytest
 
 from fcdense.backends import probe
 from fcdense.backends.probe import Probe, cuda_probes, failed_probe, gpu_count
+from fcdense.cuda import compile as compiling
+from fcdense.errors import DeviceError
+from tests import emulation
+from tests.cuda import fake_cupy
 
 
 @pytest.fixture(autouse=True)
@@ -59,19 +63,6 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
-class Kernel:
-    """CuPy's RawKernel; it compiles unless `error` is set."""
-
-    error: Exception | None = None
-
-    def __init__(self, source: str, name: str) -> None:
-        assert f"void {name}(" in source
-
-    def compile(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
 class Cublas:
     """cupy_backends.cuda.libs.cublas, which counts its handles."""
 
@@ -93,19 +84,50 @@ class Cublas:
         self.handles -= 1
 
 
-def set_libraries(monkeypatch: pytest.MonkeyPatch, kernel: type[Kernel] = Kernel, cublas: Cublas | None = None) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", module("cupy", __version__="14.1", RawKernel=kernel))
+class Compiler:
+    """Stands for NVRTC; with an error it is not there."""
+
+    version = "13.0"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def __call__(self) -> Compiler:
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+def set_libraries(
+    monkeypatch: pytest.MonkeyPatch,
+    cublas: Cublas | None = None,
+    compiler: Compiler | None = None,
+    version: str = "14.1",
+    count: Any = lambda: 2,
+) -> None:
+    cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=count))
+    monkeypatch.setitem(sys.modules, "cupy", module("cupy", __version__=version, cuda=cuda))
     for name in ("cupy_backends", "cupy_backends.cuda"):
         monkeypatch.setitem(sys.modules, name, module(name))
     monkeypatch.setitem(
         sys.modules, "cupy_backends.cuda.libs", module("cupy_backends.cuda.libs", cublas=cublas or Cublas())
     )
+    monkeypatch.setattr(compiling, "nvrtc", compiler or Compiler())
 
 
-def set_kernels(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
-    name, driver = "fcdense.backends.cuda", "fcdense.cuda.cupy_driver"
-    monkeypatch.setitem(sys.modules, driver, None if backend is None else module(driver, CupyDriver=int))
-    monkeypatch.setitem(sys.modules, name, module(name, CudaBackend=backend))
+def set_kernels(monkeypatch: pytest.MonkeyPatch, backend: Any, error: Exception | None = None) -> None:
+    class CupyDriver(int):
+        architecture = "sm_90a"
+
+        def check(self) -> None:
+            if error is not None:
+                raise error
+
+    for name, contents in (
+        ("fcdense.cuda.cupy_driver", {"CupyDriver": CupyDriver}),
+        ("fcdense.backends.cuda", {"CudaBackend": backend}),
+    ):
+        monkeypatch.setitem(sys.modules, name, module(name, **contents))
 
 
 def failure(name: str) -> str:
@@ -160,13 +182,41 @@ def test_a_cupy_that_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert cuda_probes()[0].detail == "1 GPU"
 
 
-def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Kernel):
-        error = RuntimeError("libnvrtc.so.13 is not there")
+def test_a_cupy_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_driver(monkeypatch, Driver())
+    set_libraries(monkeypatch, version="13.6.0")
+    assert failure("cupy").startswith("CuPy 13.6.0 is too old, expected 14 or later. pip install 'fcdense[cuda13]'")
+
+
+def test_a_cupy_that_is_too_new_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver")
 
     set_driver(monkeypatch, Driver())
-    set_libraries(monkeypatch, kernel=Broken)
-    assert "NVRTC cannot compile a kernel: libnvrtc.so.13 is not there" in failure("compiler")
+    set_libraries(monkeypatch, count=refuse)
+    detail = failure("cupy")
+    assert "CuPy 14.1 does not reach the GPU: cudaErrorInsufficientDriver. If its CUDA is newer" in detail
+    assert "update the driver or pip install 'fcdense[cuda12]'" in detail
+
+
+COMPILERS = {
+    "NVRTC is not there: no file. pip install it.": DeviceError("NVRTC is not there: no file. pip install it."),
+    "NVRTC does not load: libnvrtc.so.13. pip install 'fcdense[cuda13]' brings it.": OSError("libnvrtc.so.13"),
+}
+
+
+@pytest.mark.parametrize("detail", COMPILERS)
+def test_a_compiler_that_is_not_there(detail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_driver(monkeypatch, Driver())
+    set_libraries(monkeypatch, compiler=Compiler(COMPILERS[detail]))
+    assert failure("compiler") == detail
+
+
+def test_sources_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_driver(monkeypatch, Driver())
+    set_libraries(monkeypatch)
+    monkeypatch.setattr(compiling, "headers", dict)
+    assert "kernels/cuda/*.cuh, are not in this installation of fcdense. pip install --force" in failure("compiler")
 
 
 @pytest.mark.parametrize("error", [ImportError("libcublas.so.13"), RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")])
@@ -183,11 +233,28 @@ def test_no_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuBLAS does not load" in failure("cublas")
 
 
-def test_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+FAILURES = {
+    "cuda:0 is too old.": DeviceError("cuda:0 is too old."),
+    "a kernel of fcdense does not run: RuntimeError('cudaErrorUnknown').": RuntimeError("cudaErrorUnknown"),
+}
+
+
+@pytest.mark.parametrize("detail", FAILURES)
+def test_a_kernel_that_does_not_run(detail: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_driver(monkeypatch, Driver())
     set_libraries(monkeypatch)
-    set_kernels(monkeypatch, None)
-    assert failure("kernels") == "this release of fcdense does not launch its CUDA kernels yet."
+    set_kernels(monkeypatch, object, FAILURES[detail])
+    assert failure("kernels") == detail
+
+
+@pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
+def test_the_kernel_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = fake_cupy.install(monkeypatch, "86")
+    assert probe._kernels() == (True, "a kernel of fcdense runs (sm_86)")
+    machine.run = lambda *_: None
+    passed, detail = probe._kernels()
+    assert not passed
+    assert detail.startswith("cuda:0 computes wrongly: 'next_stream' of")
 
 
 def test_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +264,8 @@ def test_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     set_kernels(monkeypatch, object)
     assert failed_probe() is None
     details = [p.detail for p in cuda_probes()]
-    assert details == ["2 GPUs", "CuPy 14.1", "NVRTC compiles", "cuBLAS 130000", "fcdense's CUDA kernels"]
+    kernels = "a kernel of fcdense runs (sm_90a)"
+    assert details == ["2 GPUs", "CuPy 14.1", "NVRTC 13.0", "cuBLAS 130000", kernels]
     assert cublas.handles == 0
 
 

@@ -73,14 +73,14 @@ def mma(name: str, arithmetic: str) -> Iterator[Kernel]:
     """Forward, gradient of the input, gradient of the weights; large and small."""
     for tiling in plan.MMA[arithmetic]:
         for along in ((True, False), (True, True), (False, False)):
-            yield gemm_source.gemm_mma(arithmetic, tiling, *along, 16, epilogue_of(name, KINDS[arithmetic]))
+            yield gemm_source.gemm_mma(arithmetic, tiling, *along, (16, 16), epilogue_of(name, KINDS[arithmetic]))
 
 
 def odd(arithmetic: str) -> Kernel:
     """Lines that are read number by number, and a program that takes one at a time."""
     dtype = KINDS[arithmetic]
     epilogue = epilogue_of("gelu", dtype, ONE)
-    return gemm_source.gemm_mma(arithmetic, plan.MMA[arithmetic][1], True, False, dtype.itemsize, epilogue)
+    return gemm_source.gemm_mma(arithmetic, plan.MMA[arithmetic][1], True, False, (16, dtype.itemsize), epilogue)
 
 
 LOOPS = [(kernel, "simt") for name in ("linear", "mish") for kernel in simt(name)]

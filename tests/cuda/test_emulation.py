@@ -220,6 +220,18 @@ def test_tf32_keeps_ten_bits() -> None:
     assert error.max() > 2.0**-16 * bound.max()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_three_products_of_tf32_go_to_the_ends_of_float32(backend: CudaBackend) -> None:
+    rng = np.random.default_rng(6)
+    x, w = np.ones((64, 64), np.float32), rng.uniform(0.5, 1.0, (64, 64)).astype(np.float32) * 2.0**-20
+    x[0, 3], x[1, 5], x[2, 7], x[3, 9] = np.finfo(np.float32).min, np.inf, -np.inf, np.nan
+    out = backend.empty((64, 64), F32)
+    backend.matmul(*upload(backend, x, w), out=out)
+    assert "split" in backend.products.served
+    exact = x.astype(np.float64) @ w
+    np.testing.assert_allclose(backend.to_host(out), exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", WORK)
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_order_of_threads_changes_no_bit(name: str, order: str, expected: dict[str, list[HostArray]]) -> None:

@@ -197,6 +197,19 @@ def test_tf32_is_seen_by_the_products_alone() -> None:
     assert max(errors["tf32"]) < 2.0**-10 * (np.abs(x) @ np.abs(layer.kernel.numpy())).max()
 
 
+def test_a_captured_step_may_choose_tf32_inside() -> None:
+    layer = fc.nn.Dense(65, in_features=70)
+    x = np.random.default_rng(6).normal(size=(66, 70)).astype(np.float32)
+
+    def step(x: Any) -> Any:
+        with fc.no_grad(), fc.use_precision("tf32"):
+            return layer(x)
+
+    captured = fc.capture(step)
+    for _ in range(3):
+        np.testing.assert_array_equal(captured(fc.tensor(x)).numpy(), step(fc.tensor(x)).numpy())
+
+
 def test_the_cpu_has_no_tf32() -> None:
     refused = pytest.raises(DeviceError, match="precision 'tf32' needs a GPU")
     with fc.use_device("cpu"), fc.use_precision("tf32"), refused:

@@ -45,7 +45,9 @@ def problem(rows: int, columns: int, depth: int, dtype: str = "bfloat16", **chan
         (problem(256, 512, 784), "sm_80", "mma", "bfloat16"),
         (problem(256, 512, 784), "sm_75", "simt", "bfloat16"),
         (problem(256, 512, 784, "float16"), "sm_75", "mma", "float16"),
-        (problem(256, 512, 784, "float32"), "sm_86", "mma", "split"),
+        (problem(256, 512, 784, "float32"), "sm_80", "mma", "split"),
+        (problem(256, 512, 784, "float32"), "sm_86", "simt", "float32"),
+        (problem(256, 512, 784, "tf32"), "sm_86", "mma", "tf32"),
         (problem(256, 512, 784, "float32"), "sm_75", "simt", "float32"),
         (problem(256, 10, 512, "float32"), "sm_90a", "simt", "float32"),
         (problem(256, 10, 512), "sm_90a", "mma", "bfloat16"),
@@ -71,8 +73,8 @@ def test_the_library_serves_what_is_large_on_the_chips_whose_tensor_cores_are_it
 
 def test_work_is_cut_until_the_gpu_is_full() -> None:
     chosen = Plan("sm_90a").choose(problem(1024, 1024, 16384))
-    assert (chosen.tiling, chosen.parts) == (plan.MMA["bfloat16"][0], 2)
-    assert chosen.part(16384) == 8192
+    assert (chosen.tiling, chosen.parts) == (plan.MMA["bfloat16"][0], 4)
+    assert chosen.part(16384) == 4096
     few = Plan("sm_90a").choose(problem(64, 64, 600))
     assert (few.tiling, few.parts) == (plan.MMA["bfloat16"][1], 4)
     assert few.part(600) == 160
@@ -86,6 +88,15 @@ def test_what_was_measured_is_chosen() -> None:
     assert tuned.choose(problem(129, 300, 1000)) == measured
     assert tuned.choose(problem(128, 300, 1000)).family == "mma"
     assert tuned.choose(problem(256, 512, 784, has_program=True)).family == "mma"
+    split = Plan("sm_90a", table={problem(64, 64, 64, "float32").bucket: Choice("mma", "split", plan.MMA["split"][1])})
+    assert split.choose(problem(64, 64, 64, "float32")).arithmetic == "split"
+    assert split.choose(problem(63, 64, 64, "float32")).arithmetic == "float32"
+    assert Plan("sm_80", table={problem(8, 8, 8).bucket: LIBRARY}).choose(problem(8, 8, 8)).family == "mma"
+
+
+def test_shared_memory_is_enough_for_two_blocks() -> None:
+    assert Plan("sm_86").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 48 * 1024  # type: ignore[union-attr]
+    assert Plan("sm_80").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 64 * 1024  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])

@@ -56,6 +56,7 @@ def test_rounds_take_their_rows_and_leave_results(resident: bool) -> None:
     order, done = np.array([7, 2, 0, 9, 2, 2, 5, 5], np.int64), np.zeros((4, 2, 3))
     source = sums.backend.from_host(DATA) if resident else DATA
     run = sums.replay().rounds([Feed(source, order, sums.batch)], [Keep(sums.total, done)])
+    assert run is not None
     assert run(3) == 3
     expected = DATA[order.reshape(4, 2)].cumsum(0)
     np.testing.assert_array_equal(done[:3], expected[:3])
@@ -73,6 +74,7 @@ def test_nothing_changes_after_the_round_that_changed_nothing() -> None:
     order, done = np.arange(10), np.zeros(5)
     keeps = [Keep(np.ones(()), done)]
     run = sums.replay().rounds([Feed(data, order, sums.batch)], keeps, sums.go_on)
+    assert run is not None
     assert run(5) == 3
     np.testing.assert_array_equal(sums.backend.to_host(sums.total), DATA[:2] + DATA[2:4])
     np.testing.assert_array_equal(done, [1, 1, 1, 0, 0])
@@ -83,3 +85,48 @@ def test_nothing_changes_after_the_round_that_changed_nothing() -> None:
     done[:] = 0.0
     assert run(2) == 2
     np.testing.assert_array_equal(done, [1, 1, 0, 0, 0])
+
+
+def test_what_a_step_copies_is_not_copied_after_the_last_round() -> None:
+    """A copy of what a map left aside would take up what others have left in its place since."""
+    sums = Sums()
+    copied = sums.backend.zeros((2, 3), F64)
+    replay = sums.replay()
+    replay._calls = [*replay._calls, sums.call("copy", (copied,), x=sums.batch, out=copied)]
+    data = DATA.copy()
+    data[4, 1] = np.nan
+    run = replay.rounds([Feed(data, np.arange(10), sums.batch)], [], sums.go_on)
+    assert run is not None
+    assert run(5) == 3
+    np.testing.assert_array_equal(sums.backend.to_host(copied), data[4:6])
+
+
+def test_what_is_interrupted_counts_the_rounds_that_were_launched() -> None:
+    sums = Sums()
+    done = np.zeros((5, 2, 3))
+    rounds = sums.replay().rounds([Feed(DATA, np.arange(10), sums.batch)], [Keep(sums.total, done)], sums.go_on)
+    owner: Any = rounds.__self__  # type: ignore[union-attr]
+    launch, launched = owner._launch, []
+
+    def interrupted() -> None:
+        if len(launched) == 2:
+            raise KeyboardInterrupt
+        launched.append(launch())
+
+    owner._launch = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        owner.run(5)
+    np.testing.assert_array_equal(done[:2], DATA[:4].reshape(2, 2, 3).cumsum(0))
+    assert (done[2:] == 0).all()
+    np.testing.assert_array_equal(sums.backend.to_host(sums.state), [0, 2])
+
+
+def test_what_rounds_cannot_copy() -> None:
+    sums = Sums()
+    order = np.arange(10)
+    for feed in (Feed(DATA.astype(np.float32), order, sums.batch), Feed(DATA[:, :2], order, sums.batch)):
+        assert sums.replay().rounds([feed], []) is None
+    assert sums.replay().rounds([], [Keep(sums.total.T, np.zeros((5, 3, 2)))]) is None
+    replay = sums.replay()
+    replay._calls = [Call("dense_grad_weight", {}, (sums.total,), (sums.total,))]
+    assert replay.rounds([], [], sums.go_on) is None

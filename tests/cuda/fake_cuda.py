@@ -1,0 +1,351 @@
+"""CUDA as far as CuPy shows it to the driver, on the processor: what may be done late is done as late as it may be.
+
+A stream does nothing before somebody waits for it. So memory that is used again too early, a host array that is read
+too late, and work on the wrong stream give wrong numbers here each time, and not now and then. Kernels run through the
+emulation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fcdense.cuda.source import Kernel
+from tests.emulation import EmulatedDriver
+
+Work = Callable[[], None]
+UNIT = 512
+
+
+class CUDARuntimeError(RuntimeError):
+    """What the runtime refuses."""
+
+
+class CUDADriverError(RuntimeError):
+    """What the driver refuses."""
+
+
+class OutOfMemoryError(MemoryError):
+    """What a pool refuses."""
+
+
+class Machine:
+    """GPUs, and the current device and streams of each thread.
+
+    Attributes
+    ----------
+    free : list of int
+        Bytes of each GPU.
+    capability : str
+        Of all of them.
+    launched : list of Kernel, grid and bytes
+        What kernels were given, in order; `run` is called with each when its turn comes.
+    calls : list of str
+        What was asked of CUDA.
+    fails : dict
+        What is to be raised by the next call of a name.
+    """
+
+    def __init__(self, capability: str, capacity: int) -> None:
+        self.free = [capacity, capacity]
+        self.capability = capability
+        self.launched: list[tuple[Kernel, tuple[int, ...], bytes]] = []
+        self.calls: list[str] = []
+        self.fails: dict[str, Exception] = {}
+        self.streams: list[weakref.ref[Stream]] = []
+        self.pinned: list[Any] = []
+        self.functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
+        self.local = threading.local()
+        self.lock = threading.RLock()
+        self.emulated = EmulatedDriver()
+        self.run: Callable[[Kernel, Any, Any], None] = self.emulated.launch
+        self.null = [self.at(index, lambda: Stream(self)) for index in range(2)]
+        self.default_pool = MemoryPool(self)
+
+    def at(self, index: int, make: Callable[[], Any]) -> Any:
+        with Device(self, index):
+            return make()
+
+    @property
+    def devices(self) -> list[int]:
+        """Of this thread, the current one last."""
+        if not hasattr(self.local, "devices"):
+            self.local.devices = [0]
+        return self.local.devices  # type: ignore[no-any-return]
+
+    @property
+    def current(self) -> list[list[Stream]]:
+        """The streams of this thread on each device, the current one last."""
+        if not hasattr(self.local, "streams"):
+            self.local.streams = [[null] for null in self.null]
+        return self.local.streams  # type: ignore[no-any-return]
+
+    def stream(self, index: int = -1) -> Stream:
+        return self.current[self.devices[-1] if index < 0 else index][-1]
+
+    def called(self, name: str, index: int | None = None) -> None:
+        """Note a call; one for a device has to find it current."""
+        self.calls.append(name)
+        if index is not None and index != self.devices[-1]:
+            raise CUDARuntimeError(f"cudaErrorInvalidResourceHandle: {name} for {index} on device {self.devices[-1]}")
+        if name in self.fails:
+            raise self.fails.pop(name)
+
+    def synchronize(self) -> None:
+        for found in [stream for ref in self.streams if (stream := ref()) is not None]:
+            found.finish()
+
+
+class Device:
+    def __init__(self, machine: Machine, index: int) -> None:
+        self._machine, self.id = machine, index
+
+    @property
+    def compute_capability(self) -> str:
+        return self._machine.capability
+
+    def __enter__(self) -> Device:
+        self._machine.devices.append(self.id)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._machine.devices.pop()
+
+
+class Stream:
+    def __init__(self, machine: Machine, non_blocking: bool = False) -> None:
+        self._machine = machine
+        self.index = machine.devices[-1]
+        self.non_blocking = non_blocking
+        self.waiting: deque[Work] = deque()
+        self.done = 0
+        self.captured: list[Work] | None = None
+        self.is_broken = False
+        machine.streams.append(weakref.ref(self))
+
+    def __enter__(self) -> Stream:
+        assert self.index == self._machine.devices[-1], "the stream is another device's"
+        self._machine.current[self.index].append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._machine.current[self.index].pop()
+
+    def give(self, work: Work) -> None:
+        (self.waiting if self.captured is None else self.captured).append(work)
+
+    @property
+    def given(self) -> int:
+        with self._machine.lock:
+            return self.done + len(self.waiting)
+
+    def finish(self, count: int | None = None) -> None:
+        """Do what was given, or its first part up to `count`."""
+        with self._machine.lock:
+            while self.waiting and (count is None or self.done < count):
+                self.waiting.popleft()()
+                self.done += 1
+
+    def synchronize(self) -> None:
+        self._machine.called("streamSynchronize")
+        if self.captured is not None:
+            self.is_broken = True
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
+        self.finish()
+
+    def record(self, event: Event) -> Event:
+        event.record(self)
+        return event
+
+    @property
+    def ptr(self) -> int:
+        return id(self)
+
+    def wait_event(self, event: Event) -> None:
+        self._machine.called("streamWaitEvent")
+        assert self.captured is None
+        stream, count = event.place
+        self.give(lambda: stream.finish(count))
+
+    def begin_capture(self, mode: int) -> None:
+        self._machine.called("streamBeginCapture", self.index)
+        assert mode == 2
+        assert self.captured is None
+        self.captured = []
+
+    def end_capture(self) -> Graph:
+        captured, self.captured = self.captured, None
+        self._machine.called("streamEndCapture", self.index)
+        if captured is None or self.is_broken:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
+        return Graph(self._machine, captured)
+
+
+class Graph:
+    def __init__(self, machine: Machine, work: list[Work]) -> None:
+        self._machine, self._work = machine, work
+
+    def launch(self, stream: Stream) -> None:
+        self._machine.called("graphLaunch", stream.index)
+        for work in self._work:
+            stream.give(work)
+
+
+class Event:
+    def __init__(self, machine: Machine, disable_timing: bool = False) -> None:
+        self._machine, self.has_time = machine, not disable_timing
+        self.index = machine.devices[-1]
+        self.place: tuple[Stream, int] = machine.null[self.index], 0
+
+    def record(self, stream: Stream) -> None:
+        self._machine.called("eventRecord", stream.index)
+        assert stream.index == self.index, "the event is another device's"
+        assert stream.captured is None
+        self.place = stream, stream.given
+
+    @property
+    def done(self) -> bool:
+        stream, count = self.place
+        return stream.done >= count
+
+    def synchronize(self) -> None:
+        stream, count = self.place
+        stream.finish(count)
+
+
+def get_elapsed_time(start: Event, stop: Event) -> float:
+    """Each thing that a stream does takes a millisecond."""
+    assert start.has_time
+    assert stop.has_time
+    assert start.done
+    assert stop.done
+    return float(stop.place[1] - start.place[1])
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+class UnownedMemory:
+    def __init__(self, ptr: int, size: int, owner: object, device_id: int) -> None:
+        self.ptr, self.size, self.owner, self.device_id = ptr, size, owner, device_id
+
+
+class Block:
+    """Memory of a GPU: of a pool, and given back to it for the stream that it was made for."""
+
+    def __init__(self, pool: MemoryPool, key: tuple[int, Stream, int], raw: Any) -> None:
+        self.pool, self.key, self.raw = pool, key, raw
+        self.ptr, self.size, self.device_id = raw.ctypes.data, key[2], key[0]
+
+    def __del__(self) -> None:
+        self.pool.unused.setdefault(self.key, []).append(self.raw)
+
+
+class MemoryPointer:
+    def __init__(self, mem: Any, offset: int) -> None:
+        self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
+    def _copy(self, source: int, size: int, stream: Stream) -> None:
+        stream._machine.called("memcpyAsync", stream.index)
+        target = self.ptr
+        stream.give(lambda: ctypes.memmove(target, source, size) and None)
+
+    def copy_from_host_async(self, source: int, size: int, stream: Stream) -> None:
+        self._copy(source, size, stream)
+
+    def copy_from_device_async(self, source: MemoryPointer, size: int, stream: Stream) -> None:
+        self._copy(source.ptr, size, stream)
+
+
+class MemoryPool:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.unused: dict[tuple[int, Stream, int], list[Any]] = {}
+
+    def malloc(self, size: int) -> MemoryPointer:
+        if size >= 2**63:
+            raise OverflowError("Python int too large to convert to C size_t")
+        machine = self._machine
+        key = machine.devices[-1], machine.stream(), -(-size // UNIT) * UNIT
+        if not size:
+            return MemoryPointer(UnownedMemory(0, 0, None, key[0]), 0)
+        found = self.unused.get(key)
+        if found:
+            return MemoryPointer(Block(self, key, found.pop()), 0)
+        machine.called("malloc")
+        if key[2] > machine.free[key[0]]:
+            gc.collect()
+            self.free_all_blocks()
+        if key[2] > machine.free[key[0]]:
+            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
+        machine.free[key[0]] -= key[2]
+        raw = np.full(key[2] + UNIT, 0xFF, np.uint8)
+        return MemoryPointer(Block(self, key, raw[-raw.ctypes.data % UNIT :][: key[2]]), 0)
+
+    def free_bytes(self) -> int:
+        return sum(key[2] * len(raws) for key, raws in self.unused.items() if key[0] == self._machine.devices[-1])
+
+    def free_all_blocks(self) -> None:
+        self._machine.synchronize()
+        for key in [key for key in self.unused if key[0] == self._machine.devices[-1]]:
+            self._machine.free[key[0]] += key[2] * len(self.unused.pop(key))
+
+
+def alloc_pinned_memory(machine: Machine, size: int) -> Any:
+    """Memory that holds other numbers once it was given back."""
+    raw = (ctypes.c_ubyte * size)()
+    machine.pinned.append(raw)
+    made = type("Pinned", (ctypes.c_ubyte * size,), {"ptr": ctypes.addressof(raw)}).from_buffer(raw)
+    weakref.finalize(made, ctypes.memset, made.ptr, 0xAA, size)
+    return made
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------
+
+
+class Module:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def load(self, code: bytes) -> None:
+        self._machine.called("moduleLoadData")
+        time.sleep(0.005)  # other threads have their turn
+        self._text, self._index = code.decode(), self._machine.devices[-1]
+
+    def get_function(self, name: str) -> Function:
+        assert name == "kernel"
+        return Function(self._machine, self._text, self._index)
+
+
+class Function:
+    def __init__(self, machine: Machine, text: str, index: int) -> None:
+        self._machine, self._text, self._index = machine, text, index
+        self.ptr = id(self)
+        self.most_shared = 48 * 1024
+        machine.functions[self.ptr] = self
+
+    def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int = 0, stream: Any = None) -> None:
+        self._machine.called("launchKernel", stream.index)
+        (given,) = args
+        assert stream.index == self._index, "the function is another device's"
+        assert isinstance(given, np.ndarray)
+        assert given.size == 1
+        assert block[1:] == (1, 1)
+        if shared_mem > self.most_shared:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        kernel = Kernel("kernel", self._text, given.dtype, block[0], shared_mem)
+        address = given.__array_interface__["data"][0]
+        copied = np.frombuffer(ctypes.string_at(address, given.dtype.itemsize), given.dtype)
+        self._machine.launched.append((kernel, grid, copied.tobytes()))
+        stream.give(lambda: self._machine.run(kernel, grid, copied))
