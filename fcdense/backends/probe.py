@@ -87,18 +87,6 @@ def _compiler() -> tuple[bool, str]:
         return False, f"NVRTC does not load: {error}. pip install 'fcdense[cuda13]' brings it."
 
 
-def _cublas() -> tuple[bool, str]:
-    try:
-        from cupy_backends.cuda.libs import cublas
-
-        handle = cublas.create()
-        version = cublas.getVersion(handle)
-        cublas.destroy(handle)
-    except Exception as error:
-        return False, f"cuBLAS does not load: {error}. pip install 'fcdense[cuda13]' brings it."
-    return True, f"cuBLAS {version}"
-
-
 def _kernels() -> tuple[bool, str]:
     try:
         from fcdense.cuda.cupy_driver import CupyDriver
@@ -109,14 +97,14 @@ def _kernels() -> tuple[bool, str]:
         return False, str(error)
     except Exception as error:
         return False, f"a kernel of fcdense does not run: {error!r}."
-    return True, f"a kernel of fcdense runs ({driver.architecture})"
+    library = f"cuBLASLt {driver.library.version}" if driver.library else f"without cuBLASLt: {driver.no_library}"
+    return True, f"a kernel of fcdense runs ({driver.architecture}), {library}"
 
 
 CHAIN: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
     ("driver", _driver),
     ("cupy", _cupy),
     ("compiler", _compiler),
-    ("cublas", _cublas),
     ("kernels", _kernels),
 )
 

@@ -27,7 +27,6 @@ from fcdense.cuda.library import library_path
 from fcdense.cuda.source import Kernel
 from fcdense.cuda.transfers import Loan, Staging
 from fcdense.errors import CaptureError, DeviceError, OutOfMemory
-from fcdense.log import logger
 
 FAILURES = (runtime.CUDARuntimeError, cuda.CUDADriverError)
 OLDEST = (7, 5)
@@ -113,6 +112,8 @@ class CupyDriver(Driver):
     device : cupy.cuda.Device
     stream : cupy.cuda.Stream
         It does not wait for the default stream, nor does that for it.
+    no_library : str
+        Why there is no cuBLASLt.
 
     Raises
     ------
@@ -135,6 +136,7 @@ class CupyDriver(Driver):
         self._loading = threading.Lock()
         self._local = threading.local()
         self.gpu = runtime.getDeviceProperties(index)["name"].decode()
+        self.no_library = ""
         self.library = self._cublaslt()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
@@ -148,7 +150,7 @@ class CupyDriver(Driver):
                 self._workspace = self.empty((size,), np.dtype(np.uint8))
                 return CublasLt(self.address(self._workspace), size)
         except (DeviceError, OutOfMemory) as error:
-            logger.info("%s computes products without cuBLASLt: %s", self.name, error)
+            self.no_library = str(error)
             return None
 
     # ---- arrays ------------------------------------------------------------------------------------------------------

@@ -63,27 +63,6 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
-class Cublas:
-    """cupy_backends.cuda.libs.cublas, which counts its handles."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.handles = 0
-
-    def create(self) -> int:
-        if self.error is not None:
-            raise self.error
-        self.handles += 1
-        return 17
-
-    def getVersion(self, handle: int) -> int:  # noqa: N802
-        assert handle == 17
-        return 130000
-
-    def destroy(self, handle: int) -> None:
-        self.handles -= 1
-
-
 class Compiler:
     """Stands for NVRTC; with an error it is not there."""
 
@@ -100,24 +79,19 @@ class Compiler:
 
 def set_libraries(
     monkeypatch: pytest.MonkeyPatch,
-    cublas: Cublas | None = None,
     compiler: Compiler | None = None,
     version: str = "14.1",
     count: Any = lambda: 2,
 ) -> None:
     cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=count))
     monkeypatch.setitem(sys.modules, "cupy", module("cupy", __version__=version, cuda=cuda))
-    for name in ("cupy_backends", "cupy_backends.cuda"):
-        monkeypatch.setitem(sys.modules, name, module(name))
-    monkeypatch.setitem(
-        sys.modules, "cupy_backends.cuda.libs", module("cupy_backends.cuda.libs", cublas=cublas or Cublas())
-    )
     monkeypatch.setattr(compiling, "nvrtc", compiler or Compiler())
 
 
 def set_kernels(monkeypatch: pytest.MonkeyPatch, backend: Any, error: Exception | None = None) -> None:
     class CupyDriver(int):
         architecture = "sm_90a"
+        library = types.SimpleNamespace(version="13.1.0")
 
         def check(self) -> None:
             if error is not None:
@@ -141,7 +115,7 @@ def failure(name: str) -> str:
 
 def test_the_chain_ends_at_the_first_failure() -> None:
     names = [name for name, _ in probe.CHAIN]
-    assert names == ["driver", "cupy", "compiler", "cublas", "kernels"]
+    assert names == ["driver", "cupy", "compiler", "kernels"]
     found = [p.name for p in cuda_probes()]
     assert found == names[: len(found)]
 
@@ -219,20 +193,6 @@ def test_sources_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kernels/cuda/*.cuh, are not in this installation of fcdense. pip install --force" in failure("compiler")
 
 
-@pytest.mark.parametrize("error", [ImportError("libcublas.so.13"), RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")])
-def test_a_cublas_that_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    set_driver(monkeypatch, Driver())
-    set_libraries(monkeypatch, cublas=Cublas(error))
-    assert f"cuBLAS does not load: {error}" in failure("cublas")
-
-
-def test_no_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_driver(monkeypatch, Driver())
-    set_libraries(monkeypatch)
-    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", None)
-    assert "cuBLAS does not load" in failure("cublas")
-
-
 FAILURES = {
     "cuda:0 is too old.": DeviceError("cuda:0 is too old."),
     "a kernel of fcdense does not run: RuntimeError('cudaErrorUnknown').": RuntimeError("cudaErrorUnknown"),
@@ -250,7 +210,7 @@ def test_a_kernel_that_does_not_run(detail: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
 def test_the_kernel_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = fake_cupy.install(monkeypatch, "86")
-    assert probe._kernels() == (True, "a kernel of fcdense runs (sm_86)")
+    assert probe._kernels() == (True, "a kernel of fcdense runs (sm_86), without cuBLASLt: cuBLASLt is not there.")
     machine.run = lambda *_: None
     passed, detail = probe._kernels()
     assert not passed
@@ -258,15 +218,13 @@ def test_the_kernel_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    cublas = Cublas()
     set_driver(monkeypatch, Driver(count=2))
-    set_libraries(monkeypatch, cublas=cublas)
+    set_libraries(monkeypatch)
     set_kernels(monkeypatch, object)
     assert failed_probe() is None
     details = [p.detail for p in cuda_probes()]
-    kernels = "a kernel of fcdense runs (sm_90a)"
-    assert details == ["2 GPUs", "CuPy 14.1", "NVRTC 13.0", "cuBLAS 130000", kernels]
-    assert cublas.handles == 0
+    kernels = "a kernel of fcdense runs (sm_90a), cuBLASLt 13.1.0"
+    assert details == ["2 GPUs", "CuPy 14.1", "NVRTC 13.0", kernels]
 
 
 def test_probes_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
