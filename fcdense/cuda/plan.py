@@ -141,8 +141,8 @@ class Plan:
         """Which of our kernels serves a product."""
         arithmetic = self._arithmetic(problem)
         if arithmetic is None or (arithmetic == "split" and self._number not in LARGE_CHIPS):
-            tiling = _simt(problem)
-            return Choice("simt", problem.dtype, tiling, _parts(problem, tiling))
+            simt = _simt(problem)
+            return Choice("simt", problem.dtype, simt, _parts(problem, simt))
         *large, small = self._tilings(arithmetic)
         for tiling in large:
             if min(problem.rows // tiling.rows, problem.columns // tiling.columns) and _blocks(problem, tiling) >= FULL:
