@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ _C_LIBRARY = {
 def supports(program: Program, dtype: np.dtype[Any]) -> bool:
     """True if `tile_source` can write this program: float32 or float64, and every output a number."""
     return dtype in _DTYPES and not any(e.is_bool for e in program.outputs)
+
+
+@functools.cache
+def element(program: Program, dtype: np.dtype[Any]) -> Callable[..., Any]:
+    """The program for one number of each operand, a function for Numba; it returns a number for each output.
+
+    `supports(program, dtype)` holds, and there are no scalars.
+    """
+    scope: dict[str, Any] = {"__name__": program.name}
+    exec(tile_source(program, dtype, "m" * (program.n_inputs - 1)), scope)
+    function: Callable[..., Any] = scope.get("anywhere", scope["element"]).py_func
+    return function
 
 
 def tile_source(program: Program, dtype: np.dtype[Any], patterns: str, sums: bool = False) -> str:

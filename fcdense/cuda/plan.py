@@ -33,6 +33,9 @@ LARGE_CHIPS = (80, 90, 100, 103)
 of that is left for three products; on the others it is the same or twice as fast, and nothing is left (NVIDIA, white
 papers of GA100, GA102, AD102, GH100, GB202). They have 160 KB of shared memory or more, the others 100."""
 
+LIBRARY, NUMBA = "cuBLASLt", "numba"
+"""Families with tilings of their own."""
+
 FULL = 96
 """Blocks from which on a GPU counts as full: the smallest that are in use have 40 multiprocessors, the largest 148."""
 WANTED = 256
@@ -119,13 +122,21 @@ class Plan:
     architecture : str
     has_library : bool
         Whether cuBLASLt may be chosen.
+    has_numba : bool
+        Whether the kernel in Python may be chosen, where it was measured to be the fastest.
     table : mapping of str to Choice
         What was measured, by `Problem.bucket`.
     """
 
-    def __init__(self, architecture: str, has_library: bool = False, table: Mapping[str, Choice] | None = None) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        has_library: bool = False,
+        has_numba: bool = False,
+        table: Mapping[str, Choice] | None = None,
+    ) -> None:
         self._number = number(architecture)
-        self._has_library = has_library
+        self._has = {LIBRARY: has_library, NUMBA: has_numba}
         self._table = table or {}
 
     def choose(self, problem: Problem) -> Choice:
@@ -133,8 +144,8 @@ class Plan:
         measured = self._table.get(problem.bucket)
         if measured is not None and self._serves(measured, problem):
             return measured
-        if self._has_library and self._prefers_library(problem):
-            return Choice("cuBLASLt", problem.dtype)
+        if self._has[LIBRARY] and self._prefers_library(problem):
+            return Choice(LIBRARY, problem.dtype)
         return self.choose_own(problem)
 
     def choose_own(self, problem: Problem) -> Choice:
@@ -156,7 +167,9 @@ class Plan:
         families = [("simt", problem.dtype, tiling) for tiling in tilings]
         if arithmetic is not None:
             families += [("mma", arithmetic, tiling) for tiling in self._tilings(arithmetic)]
-        found = [Choice("cuBLASLt", problem.dtype)] if self._has_library else []
+        found = [Choice(LIBRARY, problem.dtype)] if self._has[LIBRARY] else []
+        if self._has[NUMBA] and problem.dtype in ("float32", "float64"):
+            found.append(Choice(NUMBA, problem.dtype))
         for family, name, tiling in families:
             enough = 8 * FULL // max(_tiles(problem, tiling), 1)
             most = max(1, min(problem.depth // LEAST_DEPTH, MOST_PARTS, enough))
@@ -166,7 +179,7 @@ class Plan:
     def _serves(self, choice: Choice, problem: Problem) -> bool:
         """Whether a choice for other problems of the same bucket is one for this."""
         if choice.tiling is None:
-            return self._has_library
+            return self._has[choice.family]
         return choice.arithmetic in (problem.dtype if choice.family == "simt" else None, self._arithmetic(problem))
 
     def _tilings(self, arithmetic: str) -> list[MmaTiling]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fcdense import loops
 from fcdense.arena import Array
 from fcdense.cuda import gemm_source
 from fcdense.cuda.cublaslt_types import Operand, Product
 from fcdense.cuda.gemm_source import SUM_ROWS, Epilogue, sum_type
 from fcdense.cuda.geometry import Vector, blocks, strides_in
 from fcdense.cuda.launcher import Launcher
-from fcdense.cuda.plan import Choice, Plan, Problem
+from fcdense.cuda.plan import LIBRARY, NUMBA, Choice, Plan, Problem
 from fcdense.cuda.source import Kernel, dtypes
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
 from fcdense.errors import ShapeError
@@ -95,7 +96,8 @@ class Products:
         has_program = program not in (SUM, ADDED)
         problem = Problem(multiplied_as(a.dtype), rows, columns, a.shape[1], copy, *along, has_program)
         choice = self.plan.choose(problem)
-        if choice.tiling is None and not self._by_library(a, b, program, inputs, outs):
+        others = {LIBRARY: self._by_library, NUMBA: self._by_numba}
+        if choice.tiling is None and not others[choice.family](a, b, program, inputs, outs):
             choice = self.plan.choose_own(problem)
         self.served = str(choice)
         if choice.tiling is not None:
@@ -118,6 +120,19 @@ class Products:
         driver.enqueue(partial(driver.library.run, product))
         if not alone:
             self._launcher.elementwise(program, (target, *inputs), (), outs)
+        return True
+
+    def _by_numba(self, a: Array, b: Array, program: Program, inputs: Sequence[Array], outs: Sequence[Array]) -> bool:
+        """The product and the program by the kernel in Python; False where it cannot take them."""
+        arrays = (b, *inputs, *outs)
+        if len(inputs) > 2 or len(outs) > 2 or program.n_scalars or any(array.dtype != a.dtype for array in arrays):
+            return False
+        if not loops.supports(program, a.dtype):
+            return False
+        from fcdense.kernels.numba import gpu_dense
+
+        product = partial(gpu_dense.product, a, b, loops.element(program, a.dtype), inputs, outs=outs)
+        self._launcher.driver.enqueue(lambda stream: product(stream=stream))
         return True
 
     def _operand(self, array: Array) -> Operand:

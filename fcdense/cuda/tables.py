@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fcdense.log import logger
 
 def plan_of(driver: Driver) -> Plan:
     """What a driver's products are served by: as measured, and else by counting."""
-    return Plan(driver.architecture, driver.library is not None, read(driver))
+    return Plan(driver.architecture, driver.library is not None, find_spec("numba_cuda") is not None, read(driver))
 
 
 def path_of(driver: Driver) -> Path:

@@ -130,6 +130,35 @@ def test_layers_by_the_library(dtype: Any) -> None:
     assert not driver.damaged_guards()
 
 
+def test_the_kernel_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured where it is installed, is given the stream, and leaves to us what it has not."""
+    gpu_dense = pytest.importorskip("fcdense.kernels.numba.gpu_dense")
+    assert Choice("numba", "float32") in Plan("sm_90a", has_numba=True).candidates(problem(64, 64, 64, "float32"))
+    assert not [c for c in Plan("sm_90a", has_numba=True).candidates(problem(64, 64, 64)) if c.family == "numba"]
+    launched = []
+
+    def product(a: Any, b: Any, function: Any, operands: Any, *, outs: Any, stream: int) -> None:
+        launched.append(stream)
+        sums = a.host @ b.host
+        for place in np.ndindex(sums.shape):
+            outs[0].host[place] = function(sums[place], *(x.host[place] for x in operands))
+
+    monkeypatch.setattr(gpu_dense, "product", product)
+    backend = CudaBackend(EmulatedDriver(), Fixed(Choice("numba", "float32")))
+    x, w = (
+        backend.from_host(np.arange(n, dtype=np.float32).reshape(shape)) for n, shape in ((12, (3, 4)), (8, (4, 2)))
+    )
+    out = backend.zeros((3, 2), x.dtype)
+    backend.matmul(x, w, out=out)
+    backend.dense_grad_weight(x.T, w, out=out, mode="accumulate")
+    np.testing.assert_array_equal(backend.to_host(out), 2 * (backend.to_host(x) @ backend.to_host(w)))
+    assert launched == [0, 0]
+    assert backend.products.served == "numba float32"
+    half = backend.from_host(np.ones((3, 4), np.float16))
+    backend.matmul(half, half.T, out=backend.empty((3, 3), half.dtype))
+    assert backend.products.served.startswith("mma float16")
+
+
 def test_what_the_library_refuses_is_computed_by_us() -> None:
     driver = EmulatedDriver()
     driver.library = CublasLt(WORKSPACE, SIZE, FakeCublasLt())
