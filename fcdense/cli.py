@@ -21,9 +21,9 @@ import numpy as np
 
 import fcdense as fc
 from fcdense import checkpoint, inference
-from fcdense.backends import available_devices, cuda_probes, current_device, use_device
+from fcdense.backends import Device, available_devices, cuda_probes, current_device, device, use_device
 from fcdense.data import Dataset, SplitDataset, Standardizer
-from fcdense.errors import ArgumentError, DataError, FcdenseError, FormatError, unknown_name
+from fcdense.errors import ArgumentError, DataError, DeviceError, FcdenseError, FormatError, unknown_name
 from fcdense.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(bench(given[1:], "fcdense bench"))
     options = _parser().parse_args(given)
     try:
-        with use_device(options.device or current_device()):
+        with use_device(_device(options)):
             code = COMMANDS[options.name](options)
             sys.stdout.flush()
             return code
@@ -69,6 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _device(options: argparse.Namespace) -> Device:
+    """The device that was asked for; for `info`, which tells why there is none, the CPU in its place."""
+    try:
+        return device(options.device) if options.device else current_device()
+    except DeviceError as error:
+        if options.name != "info":
+            raise
+        options.error = error
+        return device("cpu")
+
+
 def _parser() -> Parser:
     parser = Parser(prog="fcdense", description="Train and run networks of dense layers, on the CPU or a GPU.")
     parser.add_argument("--version", action="version", version=f"fcdense {fc.__version__}")
@@ -76,6 +87,7 @@ def _parser() -> Parser:
 
     info = commands.add_parser("info", help="show versions, libraries and devices")
     info.add_argument("--check", action="store_true", help="train a tiny network as well")
+    info.set_defaults(error=None)
 
     train = commands.add_parser("train", help="train a network on a data set or a file")
     train.add_argument("data", help="digits, mnist, fashion-mnist, FILE.csv or FILE.npz")
@@ -171,10 +183,12 @@ def _info(options: argparse.Namespace) -> int:
             ", ".join(map(_version, ("numba", "cupy", "ml-dtypes", "matplotlib", "scikit-learn", "onnx", "mpi4py"))),
         ),
         *((f"cuda: {probe.name}", f"{'yes' if probe.passed else 'no'}, {probe.detail}") for probe in cuda_probes()),
-        ("devices", f"{', '.join(available_devices())}; used now: {current_device()}"),
+        ("devices", f"{', '.join(available_devices())}; used now: {'none' if options.error else current_device()}"),
     ]
     for name, text in facts:
         print(f"{name:<16}{text}")
+    if options.error:
+        raise options.error
     return _check() if options.check else 0
 
 

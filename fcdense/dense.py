@@ -83,7 +83,7 @@ def check_precision(who: Callable[[], str], on: Device) -> None:
     if not on.backend.mixed_precision:
         raise DeviceError(
             f"{who()}: precision '{current_precision()}' needs a GPU, and the parameters are on {on}. Move the model, "
-            "model.to('cuda'), or compute in float32: fc.use_precision('float32')."
+            "model.to('cuda'), or compute in 'float32': with fc.use_precision(...), or Trainer(precision=...)."
         )
 
 

@@ -73,9 +73,21 @@ def use_precision(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def known(name: str) -> str:
+    """The name of a precision that can be used here.
+
+    Raises
+    ------
+    ArgumentError
+        As `use_precision`.
+    """
+    dtype_of(name)
+    return name
+
+
 def dtype_of(name: str) -> np.dtype[Any]:
     """The dtype of operands in a precision."""
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         unknown_name("precision", name, PRECISIONS)
     if name == TF32:
         return FLOAT32

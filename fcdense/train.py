@@ -22,7 +22,7 @@ from fcdense.history import History
 from fcdense.inference import evaluating, predict
 from fcdense.nn.input import device_of
 from fcdense.optim.loss_scale import SMALLEST
-from fcdense.precision import current_precision, dtype_of, use_precision
+from fcdense.precision import current_precision, known, use_precision
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ class Trainer:
     class_weight : mapping or sequence, optional
         A weight >= 0 for each class; classes that a mapping leaves out have weight 1. The weight of a row's class
         multiplies its sample weight in the loss, of training as of validation; metrics know sample weights only.
-    precision : {"float32", "bfloat16", "float16"}, optional
+    precision : {"float32", "tf32", "bfloat16", "float16"}, optional
         In which numbers dense layers multiply (`fcdense.use_precision`), in training, evaluation and prediction; what
         `use_precision` says unless given. In "float16" the loss is scaled (`fcdense.LossScale`): a step whose gradients
         are infinite only because of the scale is left out without a word.
@@ -103,7 +103,7 @@ class Trainer:
         self.metrics = measures.several(metrics)
         self.accumulate = as_count("accumulate", accumulate)
         self.class_weight = class_weight
-        self.precision = None if precision is None else str(dtype_of(precision))
+        self.precision = None if precision is None else known(precision)
         self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
         self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)

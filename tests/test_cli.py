@@ -343,3 +343,16 @@ def test_a_reader_may_stop_early():
         assert running.stderr is not None
         assert running.stderr.read() == ""
     assert running.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda"])
+def test_info_tells_why_there_is_no_device(run, name, monkeypatch):
+    monkeypatch.setenv("FCDENSE_DEVICE", name)
+    if name == "cuda" and fc.available_devices()[1:]:
+        pytest.skip("there is a GPU")
+    code, out, err = run("info")
+    assert code == 2
+    assert "fcdense " in out
+    assert "cuda: driver" in out
+    assert "used now: none" in out
+    assert re.search(r"error: (Unknown device 'gpu'|Device \"cuda\" cannot be used).*FCDENSE_DEVICE", err)

@@ -56,7 +56,7 @@ def test_it_holds_in_one_thread() -> None:
     assert seen == ["float32"]
 
 
-@pytest.mark.parametrize("name", ["float64", "half", None, np.float16])
+@pytest.mark.parametrize("name", ["float64", "half", None, np.float16, np.dtype(np.float16)])
 def test_names_that_mean_nothing(name: object) -> None:
     with pytest.raises(UnknownNameError, match="precision"), fc.use_precision(name):  # type: ignore[arg-type]
         pass

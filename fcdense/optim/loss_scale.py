@@ -10,7 +10,7 @@ import numpy as np
 from fcdense import backends as devices
 from fcdense.arena import Array
 from fcdense.backends import Device, current_device
-from fcdense.errors import DTypeError, FormatError
+from fcdense.errors import ArgumentError, DTypeError, FormatError
 from fcdense.optim.gate import carried, words
 from fcdense.optim.ranges import Range, checked
 from fcdense.program import trace
@@ -24,8 +24,10 @@ RANGES = {
     "initial": Range("a number from 1 to 2**127", lambda s: SMALLEST <= s <= LARGEST),
     "growth_factor": Range("a number > 1", lambda value: 1.0 < value <= LARGEST),
     "backoff_factor": Range("a number > 0 and < 1", lambda value: 0.0 < value < 1.0),
-    "growth_interval": Range("a whole number > 0", lambda value: value >= 1.0 and value == int(value)),
+    "growth_interval": Range("a whole number > 0", lambda value: 1.0 <= value < 2.0**53 and value == int(value)),
 }
+
+STATE = {"scale": RANGES["initial"], "finite_steps": Range("a whole number >= 0", lambda n: 0.0 <= n == n // 1)}
 
 
 def _following(scale: Any, finite_steps: Any, is_finite: Any, growth: Any, backoff: Any, interval: Any) -> Any:
@@ -112,9 +114,17 @@ class LossScale:
 
         Raises
         ------
+        ArgumentError
+            The loss is no tensor, or lies on another device.
         DTypeError
             The loss has 16 bits, in which the scale has no place.
         """
+        if not isinstance(loss, Tensor) or loss.device != self.device:
+            given = f"a tensor on {loss.device}" if isinstance(loss, Tensor) else repr(loss)
+            raise ArgumentError(
+                f"LossScale on {self.device}: the loss is {given}; expected a tensor there. "
+                "LossScale(device=...) makes one for another device."
+            )
         if loss.dtype.itemsize == 2:
             raise DTypeError(
                 f"LossScale: the loss is {loss.dtype}; expected float32. Compute it inside of fc.use_precision, where "
@@ -146,7 +156,7 @@ class LossScale:
         """
         try:
             values = float(data["scale"]), float(data["finite_steps"])
-            checked("LossScale", {"scale": RANGES["initial"]}, {"scale": values[0]})
+            checked("LossScale", STATE, {"scale": values[0], "finite_steps": values[1]})
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"The state does not fit a LossScale: {error}") from None
         self._state[...] = np.array(values)

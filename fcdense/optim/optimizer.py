@@ -209,6 +209,10 @@ class Optimizer(ABC):
         if loss is not None and loss.size != 1:
             raise ShapeError(f"check_finite is a tensor of shape {loss.shape}; expected one element, such as the loss.")
         clips = self._hyper["clip_norm"] is not None
+        if loss_scale is not None and not isinstance(loss_scale, LossScale):
+            raise ArgumentError(
+                f"loss_scale is {loss_scale!r}; expected an fc.LossScale, which keeps the number itself."
+            )
         is_gated = clips or loss_scale is not None or loss is not None or bool(check_finite)
         plan = self._memory.plan(self._decays, self._own_scalars)
         # What is rounded in the pass that updates it need not be copied before the next products.

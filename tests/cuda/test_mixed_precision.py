@@ -214,3 +214,18 @@ def test_the_cpu_has_no_tf32() -> None:
     refused = pytest.raises(DeviceError, match="precision 'tf32' needs a GPU")
     with fc.use_device("cpu"), fc.use_precision("tf32"), refused:
         fc.nn.Dense(3, in_features=2)(np.ones((1, 2), np.float32))
+
+
+def test_a_trainer_in_tf32() -> None:
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(64, 70)).astype(np.float32), rng.normal(size=(64, 66)).astype(np.float32)
+
+    def losses(precision: str | None, around: str = "float32") -> list[float]:
+        fc.manual_seed(0)
+        trainer = fc.Trainer(fc.nn.Dense(66), "mse", "sgd", learning_rate=0.1, precision=precision)
+        with fc.use_precision(around):
+            return trainer.fit(x, y, epochs=2, batch_size=64, verbose=False)["loss"]
+
+    assert losses("tf32") == losses(None, "tf32") != losses("float32") == losses(None)
+    with fc.use_device("cpu"), pytest.raises(DeviceError, match=r"precision 'tf32' needs a GPU.*Trainer\(precision"):
+        losses("tf32")

@@ -253,3 +253,22 @@ def test_the_defaults_are_those_of_the_field() -> None:
     assert repr(fc.LossScale()) == (
         "LossScale(65536; growth_factor=2, backoff_factor=0.5, growth_interval=2000; 0 finite steps)"
     )
+
+
+def test_what_is_no_loss_and_what_is_no_scale() -> None:
+    scale = fc.LossScale(device="cpu")
+    for given, said in (
+        (3.0, "3.0"),
+        (fc.tensor(1.0, device="reference"), "a tensor on reference"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"LossScale on cpu: the loss is {said}; .*LossScale\(device=\.\.\.\)"):
+            scale.backward(given)  # type: ignore[arg-type]
+    w = fc.nn.parameter(np.ones(2, np.float32))
+    w.sum().backward()
+    with pytest.raises(ArgumentError, match=r"loss_scale is 1024\.0; expected an fc\.LossScale"):
+        fc.optim.SGD([w], 0.1).step(loss_scale=1024.0)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="growth_interval"):
+        fc.LossScale(growth_interval=float("inf"))  # type: ignore[arg-type]
+    for steps in (float("nan"), -5.0, 0.5):
+        with pytest.raises(FormatError, match="finite_steps"):
+            scale.load_state_dict({"scale": 2.0, "finite_steps": steps})
