@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pkgutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -18,6 +20,9 @@ from . import memory, peers
 from .cases import Arrays, Case, Lap, Run
 
 EAGER, PLAIN = " eager", " without numba"
+ON_GPU = "cuda_"
+"""How the names of peers begin that compute on a GPU."""
+OVER = "its time is over; --append adds what is missing."
 
 Prepare = Callable[[Case, Arrays], Run | None]
 
@@ -37,15 +42,22 @@ class Candidate:
         Heading of its columns.
     versions : dict of str
         What to note in the results beside the versions that are always there.
+    patience : float
+        Seconds that its answers may still take, all of them together; then the process is killed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, patience: float = math.inf) -> None:
         self.name = name
         self.versions: dict[str, str] = {}
+        self.patience = patience
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, theirs), daemon=True)
+        self._process = context.Process(target=serve, args=(self.name, theirs), daemon=True)
         self._process.start()
+        self._has_failed = False
         theirs.close()
 
     def wait(self) -> None:
@@ -59,8 +71,21 @@ class Candidate:
         self.versions = self._answer()
 
     def prepare(self, case: Case) -> bool:
-        """Take up a case in place of the last one. False: this candidate does not have it."""
+        """Take up a case in place of the last one. False: this candidate does not have it.
+
+        After a failure it is a new process that does, for a GPU refuses a process all that follows a failed kernel.
+        """
+        if self.patience <= 0.0:
+            raise CandidateError(f"Candidate '{self.name}': {OVER}")
+        if self._has_failed:
+            self.close()
+            self._start()
+            self.wait()
         return bool(self._ask("prepare", case))
+
+    def note(self) -> str:
+        """What serves the case."""
+        return str(self._ask("note", None))
 
     def time(self, calls: int) -> Lap:
         """Time this many calls."""
@@ -90,13 +115,21 @@ class Candidate:
         return self._answer()
 
     def _answer(self) -> Any:
+        start = time.monotonic()
         try:
-            answer = self._connection.recv()
+            if self._connection.poll(None if math.isinf(self.patience) else max(self.patience, 0.0)):
+                answer = self._connection.recv()
+            else:
+                self._process.kill()
+                answer = CandidateError(OVER)
         except (EOFError, OSError):
+            self._has_failed = True
             raise CandidateError(
                 f"Candidate '{self.name}' ended without an answer; its own message stands above."
             ) from None
+        self.patience -= time.monotonic() - start
         if isinstance(answer, CandidateError):
+            self._has_failed = True
             raise CandidateError(f"Candidate '{self.name}': {answer}")
         return answer
 
@@ -127,6 +160,10 @@ class Server:
     def time(self, calls: int) -> tuple[int, float]:
         """A `Lap`."""
         return self.run.time(calls)
+
+    def note(self, _: None) -> str:
+        """What serves the case."""
+        return self.run.note
 
     def outputs(self, _: None) -> Arrays:
         """Results."""
@@ -174,15 +211,20 @@ def own(name: str) -> Prepare:
 
 
 def peer_names() -> list[str]:
-    """The peers that there are."""
-    return [module.name for module in pkgutil.iter_modules(peers.__path__)]
+    """The peers that there are, those for GPUs last."""
+    return sorted((module.name for module in pkgutil.iter_modules(peers.__path__)), key=is_for_gpu)
 
 
-def find(devices: list[str], others: list[str]) -> tuple[list[Candidate], dict[str, str]]:
+def is_for_gpu(peer: str) -> bool:
+    """Whether a peer computes on a GPU."""
+    return peer.startswith(ON_GPU)
+
+
+def find(devices: list[str], others: list[str], patience: float = math.inf) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates for these devices and peers (`others`), and what is not here with the reason.
 
-    The device "auto" is the CPU and, where it works, the GPU. The peer "all" is each peer that is installed, and
-    fcdense on the CPU also without capture and without Numba.
+    The device "auto" is the CPU and, where it works, the GPU. The peer "all" is each peer that is installed and
+    computes on one of the devices, and fcdense on the CPU also without capture and without Numba.
 
     Raises
     ------
@@ -205,15 +247,15 @@ def find(devices: list[str], others: list[str]) -> tuple[list[Candidate], dict[s
             names[device_name("cuda")] = None
         else:
             missing["cuda"] = f"probe '{probe.name}' failed: {probe.detail}"
-    optional = []
+    optional, places = [], list(names)
     for name in others:
         if name == "all":
-            optional += [*variants(missing), *peer_names()]
+            optional += all_peers(places, missing)
         elif name in peer_names():
             names[name] = None
         else:
             unknown_name("peer", name, ["all", *peer_names()])
-    started = [Candidate(name) for name in {**names, **dict.fromkeys(optional)}]
+    started = [Candidate(name, patience) for name in {**names, **dict.fromkeys(optional)}]
     found = []
     try:
         for candidate in started:
@@ -223,12 +265,20 @@ def find(devices: list[str], others: list[str]) -> tuple[list[Candidate], dict[s
             except CandidateError as error:
                 if candidate.name in names:
                     raise
-                missing[candidate.name] = f"{error} pip install 'fcdense[peers]' brings all peers."
+                cure = "" if is_for_gpu(candidate.name) else " pip install 'fcdense[peers]' brings all peers."
+                missing[candidate.name] = f"{error}{cure}"
     except BaseException:
         for candidate in started:
             candidate.close()
         raise
     return found, missing
+
+
+def all_peers(names: list[str], missing: dict[str, str]) -> list[str]:
+    """What the peer "all" stands for beside these devices."""
+    on_gpu = [name.startswith("cuda") for name in names]
+    found = [] if all(on_gpu) else variants(missing)
+    return found + [name for name in peer_names() if is_for_gpu(name) in on_gpu]
 
 
 def variants(missing: dict[str, str]) -> list[str]:

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcdense import activations
+from fcdense import activations, backends
 from fcdense.activation import Activation
 from fcdense.backends import Device
 from fcdense.errors import ArgumentError
+from fcdense.precision import FLOAT_KINDS, PRECISIONS, dtype_of
 
 from .disturbance import Watch
+from .light import Kernel
 
 Arrays = dict[str, NDArray[Any]]
 
 SEED = 20250101
+
+MIXED = ("bfloat16", "float16")
+"""The dtypes that mean mixed precision where networks are concerned; layers have arrays of them."""
+
+
+def tolerance(dtype: str, depth: int) -> float:
+    """The largest error, relative to the largest result, that rounding explains in sums of `depth` products.
+
+    A result of 16 bits is rounded by up to half of the space between two numbers, and so may be what it is computed
+    from. Sums of float32 lose less, but tensor cores cut off what they should round, each time in the same direction.
+    """
+    spaces = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-19, "float64": 2.0**-48}
+    return spaces[dtype] + depth * 2.0 ** (-57 if dtype == "float64" else -28)
 
 
 def nothing() -> None:
@@ -47,11 +62,14 @@ class Run:
         where there is nothing to compare.
     synchronise : callable
         Returns when the device has finished.
+    note : str
+        What served the case, where there is a choice.
     """
 
     call: Callable[[], object]
     outputs: Callable[[], Arrays]
     synchronise: Callable[[], None] = nothing
+    note: str = ""
 
     def time(self, calls: int) -> Lap:
         """Time this many calls. Garbage is collected as always: what a step leaves behind is its cost."""
@@ -93,8 +111,6 @@ class Case(ABC):
 
     question: ClassVar[str]
     steps: ClassVar[int] = 1  # calls after which results are compared
-    dtype: str
-    activation: str
 
     @property
     @abstractmethod
@@ -102,30 +118,66 @@ class Case(ABC):
         """The row's name in its table."""
 
     @property
+    @abstractmethod
     def setting(self) -> str:
         """What all rows of one table have in common."""
-        return f"{self.activation}, {self.dtype}"
 
     @property
-    @abstractmethod
     def flops(self) -> int:
         """Multiplications and additions of the matrix products; what is done to each element is not counted."""
+        return 0
+
+    @property
+    def work(self) -> Sequence[Kernel]:
+        """The least that has to be done, for the speed of light; empty where nobody asks for it."""
+        return ()
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest error that rounding explains."""
+        return None
 
     @abstractmethod
     def data(self) -> Arrays:
         """Random inputs, the same in every process. (Zeros flatter: chips clock higher on them.)"""
 
     @abstractmethod
-    def prepare(self, device: Device, data: Arrays) -> Run:
-        """The case on a device of fcdense, in the dtype that `data` has, as fast as it goes there."""
+    def prepare(self, device: Device, data: Arrays) -> Run | None:
+        """The case on a device of fcdense, in the dtype that `data` has, as fast as it goes there; None if it is none
+        for this device."""
 
     def prepare_eager(self, device: Device, data: Arrays) -> Run | None:
         """The same without capture, or None where there is nothing to capture."""
         return None
 
+    def exact(self) -> Arrays:
+        """The results in float64 throughout, from the same data."""
+        data = {
+            name: array.astype(np.float64) if array.dtype.kind in FLOAT_KINDS else array
+            for name, array in self.data().items()
+        }
+        device = backends.device("reference")
+        run = self.prepare_eager(device, data) or self.prepare(device, data)
+        assert run is not None
+        for _ in range(self.steps):
+            run.call()
+        return run.outputs()
+
     @abstractmethod
     def smallest(self) -> Case:
         """The same with next to no data: for what a library loads and compiles at its first use."""
+
+
+@dataclass(frozen=True)
+class Activated(Case):
+    """A case with an activation, in numbers of one dtype."""
+
+    dtype: str
+    activation: str
+
+    @property
+    def setting(self) -> str:
+        return f"{self.activation}, {self.dtype}"
 
     @property
     def function(self) -> Activation:
@@ -137,7 +189,7 @@ class Case(ABC):
 
 
 @dataclass(frozen=True)
-class Layer(Case):
+class Layer(Activated):
     """One dense layer."""
 
     batch: int
@@ -153,6 +205,10 @@ class Layer(Case):
         """Operations of one of the layer's matrix products; all three have as many."""
         return 2 * self.batch * self.in_features * self.out_features
 
+    @property
+    def tolerance(self) -> float | None:
+        return tolerance(self.dtype, max(self.batch, self.in_features, self.out_features))
+
     def smallest(self) -> Case:
         return replace(self, batch=1, in_features=3, out_features=3)
 
@@ -165,7 +221,38 @@ class Layer(Case):
             "b": 0.1 * normal(self.out_features),
             "dy": normal((self.batch, self.out_features)),
         }
-        return {name: array.astype(self.dtype) for name, array in data.items()}
+        return {name: array.astype(array_dtype(self.dtype)) for name, array in data.items()}
+
+
+def array_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of this name, or bfloat16, which a package of its own adds."""
+    return dtype_of(name) if name in PRECISIONS else np.dtype(name)
+
+
+POOL = 1_000_003
+"""A prime number, so that rows begin at other places of the pool."""
+
+
+def random(number: int, shape: tuple[int, ...], dtype: np.dtype[Any], scale: float = 1.0) -> NDArray[Any]:
+    """Normal numbers, a pool of a million over and over: to draw gigabytes takes longer than to measure.
+
+    Another number is another pool.
+    """
+    count = min(POOL, int(np.prod(shape)))
+    return np.resize((scale * np.random.default_rng([SEED, number]).standard_normal(count)).astype(dtype), shape)
+
+
+def places(length: int, count: int = 64) -> slice:
+    """About so many of an axis, at an odd distance, which meets all places within tiles and vectors."""
+    return slice(None, None, max(1, length // count) | 1)
+
+
+def gathered(device: Device, array: Any, *where: slice) -> NDArray[Any]:
+    """A part of a device's array as one of NumPy."""
+    part = array[where]
+    out = device.backend.empty(part.shape, part.dtype)
+    device.backend.copy(part, out=out)
+    return host(device, {"part": out})["part"]
 
 
 def upload(device: Device, array: NDArray[Any]) -> Any:
@@ -176,8 +263,9 @@ def upload(device: Device, array: NDArray[Any]) -> Any:
 
 
 def host(device: Device, arrays: dict[str, Any]) -> Arrays:
-    """NumPy copies of a device's arrays."""
-    return {name: np.array(device.backend.to_host(array)) for name, array in arrays.items()}
+    """NumPy copies of a device's arrays; numbers of 16 bits as float32, which every process knows."""
+    found = {name: np.array(device.backend.to_host(array)) for name, array in arrays.items()}
+    return {name: array.astype(np.float32) if array.dtype.name in MIXED else array for name, array in found.items()}
 
 
 def synchroniser(device: Device) -> Callable[[], None]:

@@ -6,20 +6,22 @@ Exit codes: 0 done, 1 a regression, 2 a usage error, 3 a device or peer that was
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from fcdense.errors import ArgumentError, DeviceError, FcdenseError
 
-from . import plot, questions, report, runner
+from . import plot, questions, report, runner, whole
 from .candidates import EAGER, PLAIN, CandidateError, find, peer_names
-from .cases import Grid
+from .cases import Activated, Case, Grid
 from .compare import compare, other_machine, regressions
 from .curves import curves
 from .memory import resident
@@ -31,7 +33,9 @@ DONE, REGRESSION, USAGE, MISSING = range(4)
 QUESTIONS = ("forward", "backward", "train")
 PEER_QUESTIONS = ("train", "predict")
 PEER_GRID = Grid(networks=(*Grid.networks, (4096, 4096)), batches=(*Grid.batches, 4096), optimizers=("adam", "sgd"))
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+OVER = "the time was over (--time-limit); --append adds what is missing."
 
 Part = TypeVar("Part")
 
@@ -56,31 +60,39 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
 
 def measure_command(options: argparse.Namespace) -> int:
     """Measure, print the tables, and write what was asked for."""
+    start = time.monotonic()
     before = prepare_outputs(options)
-    cases = questions.cases(options.op or (PEER_QUESTIONS if options.peers else QUESTIONS), grid_of(options))
-    if not cases:
-        raise ArgumentError(f"No case is left: all have more than --max-gflop {options.max_gflop:g}.")
-    for case in cases:
-        assert case.function  # an unknown activation is an error now, not after the first minute
-    if options.curves is not None and not any(isinstance(case, Network) for case in cases):
-        raise ArgumentError("--curves draws networks, and none is measured: --op train or predict.")
-    if options.memory:
-        resident()  # an error where it cannot be had
-    if options.append and options.json is None:
-        raise ArgumentError("--append needs --json PATH: the results to add to.")
+    is_on_gpu = all(name.startswith("cuda") for name in options.device)
+    is_whole = is_on_gpu and not options.op
+    if is_whole:
+        options.peers = options.peers or ["all"]
+        cases = whole.cases(given(options, Grid))
+    else:
+        cases = questions.cases(options.op or (PEER_QUESTIONS if options.peers else QUESTIONS), grid_of(options))
+    check(options, cases)
     earlier = Results.read(options.json) if options.append and options.json.exists() else None
+    if is_whole and earlier is not None:
+        cases = [case for case in cases if not earlier.has_all_of(problem(case))]
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-    plan = Plan(options.min_time, options.warmup, options.rounds, options.max_others)
-    found, missing = find(options.device, options.peers)
+    plan = replace(whole.PLAN if is_on_gpu else Plan(), **given(options, Plan))
+    limit = options.time_limit or (whole.TIME_LIMIT if is_on_gpu else math.inf)
+    found, missing = find(options.device, options.peers, whole.PATIENCE if is_on_gpu else math.inf)
     try:
-        results = runner.setting(found, plan, missing, with_peak=bool(options.peers))
+        results = runner.setting(found, plan, missing, bool(options.peers) and not is_on_gpu, options.commit)
         if earlier is not None:
             results = merge(earlier, results)
         with Console(stderr=True).status("bench") as status:
             for case in cases:
-                status.update(f"{case.question} {case.label} ({case.setting})")
-                results = merge(results, runner.run(results, case, found, plan, options.memory))
+                status.update(problem(case))
+                left = limit - (time.monotonic() - start)
+                for candidate in found:
+                    candidate.patience = min(candidate.patience, left)
+                if left > 0.0:
+                    part = runner.run(results, case, found, plan, options.memory)
+                else:
+                    part = replace(results, rows=[], missing={problem(case): OVER})
+                results = merge(results, part)
                 if options.json is not None:
                     results.write(options.json)  # after every case, so that an interruption loses one only
     finally:
@@ -89,6 +101,26 @@ def measure_command(options: argparse.Namespace) -> int:
     console = Console()
     report.show(console, results, layout_of(options))
     return outputs(console, options, before, results)
+
+
+def check(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Raise for what cannot be measured or written, before there is work to lose."""
+    if not cases:
+        raise ArgumentError("No case is left: all have more operations than --max-gflop allows.")
+    for case in cases:
+        if isinstance(case, Activated):
+            assert case.function  # an unknown activation is an error now, not after the first minute
+    if options.curves is not None and not any(isinstance(case, Network) for case in cases):
+        raise ArgumentError("--curves draws networks, and none is measured: --op train or predict.")
+    if options.memory:
+        resident()  # an error where it cannot be had
+    if options.append and options.json is None:
+        raise ArgumentError("--append needs --json PATH: the results to add to.")
+
+
+def problem(case: Case) -> str:
+    """As `Row.problem`."""
+    return f"{case.question} {case.label} ({case.setting})"
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -105,9 +137,13 @@ def report_command(options: argparse.Namespace) -> int:
 
 def grid_of(options: argparse.Namespace) -> Grid:
     """The grid of the options, and the default for what they leave open."""
-    default = PEER_GRID if options.peers else Grid()
-    given = {entry.name: getattr(options, entry.name) for entry in fields(Grid)}
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+    return replace(PEER_GRID if options.peers else Grid(), **given(options, Grid))
+
+
+def given(options: argparse.Namespace, kind: type[Grid | Plan]) -> dict[str, Any]:
+    """The options that are fields of a dataclass, as far as there are any."""
+    values = {entry.name: getattr(options, entry.name) for entry in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def layout_of(options: argparse.Namespace) -> report.Layout:
@@ -146,7 +182,10 @@ def measure_parser(prog: str) -> argparse.ArgumentParser:
     grid, plan = Grid(), Plan()
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=f"Measure dense layers and training steps. '{prog} report RESULTS.json' shows an earlier run.",
+        description=(
+            f"Measure dense layers and training steps. '{prog} report RESULTS.json' shows an earlier run. "
+            f"'{prog} --device cuda' makes the whole comparison on a GPU."
+        ),
         epilog="\n".join(["questions:", *(f"  {name:10}{questions.summary(name)}" for name in questions.names())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -170,16 +209,17 @@ def measure_parser(prog: str) -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES)
     add("--activation", dest="activations", type=names, metavar="NAME,...", help=f"default: {grid.activations[0]}")
     add("--optimizer", dest="optimizers", type=names, metavar="NAME,...", help=f"default: {grid.optimizers[0]}")
-    add("--min-time", type=number, default=plan.min_time, metavar="S", help=f"seconds per line: {plan.min_time}")
-    add("--warmup", type=number, default=plan.warmup, metavar="S", help=f"seconds before each turn: {plan.warmup}")
-    add("--rounds", type=count, default=plan.rounds, metavar="N", help=f"samples per line: {plan.rounds}")
+    add("--min-time", type=number, metavar="S", help=f"seconds per line: {plan.min_time}")
+    add("--warmup", type=number, metavar="S", help=f"seconds before each turn: {plan.warmup}")
+    add("--rounds", type=count, metavar="N", help=f"samples per line: {plan.rounds}")
     add(
         "--max-others",
         type=number,
-        default=plan.max_others,
         metavar="CORES",
         help=f"throw away samples during which other processes used more: {plan.max_others}",
     )
+    add("--time-limit", type=number, metavar="S", help="begin nothing after so many seconds; on GPUs alone 450")
+    add("--commit", metavar="ID", help="what is measured, where git cannot tell: in a copy without .git")
     add("--memory", action="store_true", help="measure peak memory too, each line in a new process")
     add("--json", type=Path, metavar="PATH", help="write the results here")
     add("--append", action="store_true", help="add to the results that are there already")

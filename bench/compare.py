@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fcdense.errors import ArgumentError
 
-from .results import Results, Row
+from .results import Results, Row, gpu_name
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,8 @@ def regressions(changes: Sequence[Change], fail_above: float) -> list[Change]:
 
 def other_machine(before: Results, after: Results) -> str:
     """A sentence when the two were measured on different machines, or ""."""
-    names = [f"{results.machine['cpu']} ({results.machine['cores']} cores)" for results in (before, after)]
+    names = []
+    for machine in (before.machine, after.machine):
+        gpu = gpu_name(machine)
+        names.append(f"{machine['cpu']} ({machine['cores']} cores){f' and {gpu}' if gpu else ''}")
     return "" if names[0] == names[1] else f"Measured on different machines: {names[0]} before, {names[1]} after."

@@ -68,18 +68,28 @@ def blas() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any] | None:
-    """The first GPU, where fcdense can use it."""
+    """The first GPU, where fcdense can use it, and what it is programmed with."""
     if not backends.cuda_probes()[-1].passed:
         return None
     from cupy.cuda import runtime
 
+    from fcdense.backends.cuda import CudaBackend
+    from fcdense.cuda.compile import nvrtc
+
     facts = runtime.getDeviceProperties(0)
+    backend = backends.device("cuda").backend
+    library = backend.driver.library if isinstance(backend, CudaBackend) else None
     return {
         "name": facts["name"].decode(),
         "architecture": f"sm_{facts['major']}{facts['minor']}",
+        "multiprocessors": facts["multiProcessorCount"],
         "memory_bytes": facts["totalGlobalMem"],
-        "driver": runtime.driverGetVersion(),
+        "l2_bytes": facts["l2CacheSize"],
+        "driver": _output("nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader") or None,
+        "cuda": runtime.driverGetVersion(),
         "runtime": runtime.runtimeGetVersion(),
+        "nvrtc": nvrtc().version,
+        "cublaslt": library.version if library else None,
     }
 
 

@@ -28,10 +28,19 @@ def check(path: Path, option: str) -> None:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Write GFLOP/s with their interquartile ranges to `path`; its suffix chooses the format (.png, .svg, .pdf)."""
+    """Write GFLOP/s with their interquartile ranges to `path`; its suffix chooses the format (.png, .svg, .pdf).
+
+    Raises
+    ------
+    ArgumentError
+        No row has any.
+    """
     from matplotlib.figure import Figure
 
-    groups = [(f"{question} ({setting})", rows) for (question, setting), rows in results.tables().items()]
+    drawn = {key: [row for row in rows if row.flops] for key, rows in results.tables().items()}
+    groups = [(f"{question} ({setting})", rows) for (question, setting), rows in drawn.items() if rows]
+    if not groups:
+        raise ArgumentError("There is no row with operations to draw; measure layers, networks or products.")
     heights = [1.0 + 0.25 * len(rows) for _, rows in groups]
     figure = Figure(figsize=(8.0, sum(heights) + 0.8), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]

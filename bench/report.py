@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,15 +14,16 @@ from fcdense.errors import ArgumentError
 
 from . import versus
 from .compare import Change
+from .light import rates
 from .results import Results
-from .tables import Table, seconds, tables
+from .tables import MARK, Table, digits, seconds, tables
 
 BLOCK = re.compile(r"(<!-- bench: (\S+?\.json)((?: \w+)*) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 MIN_LABEL = 8
 
-Layout = Callable[[Results, Collection[str]], list[Table]]
+Layout = Callable[[Results, Collection[str], Collection[str]], list[Table]]
 
 LAYOUTS: dict[str, Layout] = {"lines": tables, "peers": versus.tables, "speed": versus.speeds}
 """A line for each candidate, a column for each, or ratios alone; these words choose in the marks of a block."""
@@ -35,7 +36,7 @@ def notes(results: Results) -> list[str]:
     threads = f", {blas['threads']} threads" if blas["threads"] else ""
     parts = [f"{machine['cpu']}, {machine['cores']} cores, {blas['name']} {blas['version']}{threads}, {machine['os']}"]
     if machine["gpu"]:
-        parts.append(f"{machine['gpu']['name']} ({machine['gpu']['architecture']})")
+        parts.append(gpu(machine["gpu"]))
     where = "; ".join([*parts, ", ".join(f"{name} {version}" for name, version in versions.items())])
     how = (
         f"Medians over {plan['rounds']} interleaved rounds, at least {plan['min_time']:g} s of calls in each line; IQR "
@@ -45,12 +46,36 @@ def notes(results: Results) -> list[str]:
     if disturbed:
         taken = sum(row.rounds for row in results.rows)
         how += f" {disturbed} of {taken} samples are left out because other processes disturbed them."
+    if not all(row.is_rounding for row in results.rows):
+        how += f" Rounding does not explain those marked {MARK}."
+    how += light(results)
     when = f"{results.date}, commit {results.commit}." if results.commit else f"{results.date}."
     reasons: dict[str, list[str]] = {}
     for name, reason in results.missing.items():
         reasons.setdefault(reason, []).append(name)
     empty = [f"{'; '.join(names)} {plural(names)} not measured: {reason}" for reason, names in reasons.items()]
     return [f"{where}.", f"{how} {when}", *empty]
+
+
+def gpu(facts: dict[str, Any]) -> str:
+    """The GPU, its driver and what it is programmed with."""
+    used = [f"{title} {facts[name]}" for title, name in (("NVRTC", "nvrtc"), ("cuBLASLt", "cublaslt")) if facts[name]]
+    driver = f"driver {facts['driver'] or 'unknown'} for CUDA {facts['cuda'] // 1000}.{facts['cuda'] % 1000 // 10}"
+    return ", ".join([f"{facts['name']} ({facts['architecture']})", driver, *used])
+
+
+def light(results: Results) -> str:
+    """The rates of which the speed of light is made, in a sentence; "" where it is not told."""
+    found = rates(results)
+    if not found.nbytes:
+        return ""
+    parts = [f"{digits(1e-12 * rate)} TFLOP/s for products of {dtype}" for dtype, rate in found.flops.items()]
+    parts.append(f"{digits(1e-12 * found.nbytes)} TB/s for copies")
+    parts += [f"{seconds(found.kernel)} for a kernel of one thread in a graph"] if found.kernel else []
+    return (
+        " Light is what the least operations and bytes of each kernel would take at the rates of this run: "
+        f"{', '.join(parts)}."
+    )
 
 
 def plural(names: Collection[str]) -> str:
@@ -60,7 +85,7 @@ def plural(names: Collection[str]) -> str:
 
 def show(console: Console, results: Results, layout: Layout = tables) -> None:
     """Print all tables and notes."""
-    for table in layout(results, ()):
+    for table in layout(results, (), ()):
         _print(console, table)
     for note in notes(results):
         console.print(note, style="dim", highlight=False, markup=False)
@@ -113,9 +138,8 @@ def markdown(results: Results, words: Collection[str] = (), layout: Layout = tab
     absent = set_to - {part for row in results.rows for part in row.setting.split(", ")}
     if absent:
         raise ArgumentError(f"The results have no rows of: {', '.join(sorted(absent))}.")
-    rows = [row for row in results.rows if set_to <= set(row.setting.split(", "))]
     paragraphs = []
-    for table in layout(replace(results, rows=rows), asked):
+    for table in layout(results, asked, set_to):
         headings = [heading.replace("\n", " ") for heading in table.headings]
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *table.rows]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)

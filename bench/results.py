@@ -11,7 +11,7 @@ from typing import Any
 
 from fcdense.errors import ArgumentError, FormatError
 
-FORMAT = "fcdense bench 2"
+FORMAT = "fcdense bench 3"
 NOT_FINITE = "not finite"
 NO_RESULT = "–"
 
@@ -28,6 +28,9 @@ class Row:
         All parameters of the case.
     flops : int
         Multiplications and additions of its matrix products.
+    work : list of [int, int]
+        For each kernel that the case needs at least: operations, and bytes that it reads and writes. Empty where nobody
+        has counted them.
     start_s : float
         Seconds of the first calls, after which results are compared; with whatever is compiled or allocated then.
     median_s, q1_s, q3_s : float
@@ -38,6 +41,10 @@ class Row:
     error : float or str
         Largest difference from the float64 reference, relative to the largest value of the array it is in; a word where
         there is no such number.
+    tolerance : float or None
+        The largest error that rounding explains.
+    note : str
+        What served the case, where there is a choice.
     peak_bytes : int or None
         Memory that a process holds at most during three calls, over what it held after a very small case. None: not
         measured.
@@ -49,6 +56,7 @@ class Row:
     candidate: str
     case: dict[str, Any]
     flops: int
+    work: list[list[int]]
     start_s: float
     median_s: float
     q1_s: float
@@ -57,6 +65,8 @@ class Row:
     calls: int
     rounds: int
     error: float | str
+    tolerance: float | None
+    note: str
     peak_bytes: int | None
 
     @property
@@ -66,7 +76,12 @@ class Row:
     @property
     def name(self) -> str:
         """All of the key in words."""
-        return f"{self.candidate}, {self.question} {self.label} ({self.setting})"
+        return f"{self.candidate}, {self.problem}"
+
+    @property
+    def problem(self) -> str:
+        """The same without the candidate."""
+        return f"{self.question} {self.label} ({self.setting})"
 
     @property
     def iqr_s(self) -> float:
@@ -82,6 +97,21 @@ class Row:
         """Billions of operations per second."""
         return 1e-9 * self.flops / self.median_s
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that have to be read and written at least."""
+        return sum(nbytes for _, nbytes in self.work)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the candidate computes on a GPU."""
+        return self.candidate.startswith("cuda")
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains the error, if it is a number."""
+        return isinstance(self.error, str) or self.tolerance is None or self.error <= self.tolerance
+
 
 @dataclass(frozen=True)
 class Results:
@@ -96,7 +126,7 @@ class Results:
     machine, versions, plan : dict
         Where, with what, and for how long it was measured.
     missing : dict of str
-        Candidates and rows (by `Row.name`) that could not be measured, with the reason.
+        Candidates, rows (by `Row.name`) and problems (by `Row.problem`) that were not measured, with the reason.
     rows : list of Row
     """
 
@@ -108,13 +138,21 @@ class Results:
     missing: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
-    def tables(self, questions: Collection[str] = ()) -> dict[tuple[str, str], list[Row]]:
-        """The rows by question and setting, of all questions or those named; those of one case beside each other."""
+    def tables(
+        self, questions: Collection[str] = (), settings: Collection[str] = ()
+    ) -> dict[tuple[str, str], list[Row]]:
+        """The rows by question and setting, of all questions or those named, and of settings that have all these words;
+        those of one case beside each other."""
         found: dict[tuple[str, str], dict[str, list[Row]]] = {}
         for row in self.rows:
-            if not questions or row.question in questions:
+            if (not questions or row.question in questions) and set(settings) <= set(row.setting.split(", ")):
                 found.setdefault((row.question, row.setting), {}).setdefault(row.label, []).append(row)
         return {key: list(chain.from_iterable(labels.values())) for key, labels in found.items()}
+
+    def has_all_of(self, problem: str) -> bool:
+        """Whether there are rows of a problem (`Row.problem`), and none is missing."""
+        is_there = any(row.problem == problem for row in self.rows)
+        return is_there and not any(name.endswith(problem) for name in self.missing)
 
     def write(self, path: Path) -> None:
         """Write JSON."""
@@ -152,6 +190,7 @@ def merge(before: Results, after: Results) -> Results:
     """
     differing = [
         *(f"machine.{name}" for name in ("cpu", "cores", "os") if before.machine[name] != after.machine[name]),
+        *(["machine.gpu"] if gpu_name(before.machine) != gpu_name(after.machine) else []),
         *(
             f"{name} version"
             for name, version in before.versions.items()
@@ -166,13 +205,18 @@ def merge(before: Results, after: Results) -> Results:
             "Measure all of it anew, or write to another file."
         )
     rows = {row.key: row for row in [*before.rows, *after.rows]}
-    measured = {row.candidate for row in rows.values()} | {row.name for row in rows.values()}
+    measured = {name for row in rows.values() for name in (row.candidate, row.name, row.problem)}
     missing = {name: why for name, why in (before.missing | after.missing).items() if name not in measured}
     machine = after.machine | {"load_average": max_or_none(before.machine, after.machine, "load_average")}
     machine["peak_gflops"] = max_or_none(before.machine, after.machine, "peak_gflops")
     return Results(
         after.date, after.commit, machine, before.versions | after.versions, after.plan, missing, list(rows.values())
     )
+
+
+def gpu_name(machine: dict[str, Any]) -> str:
+    """What a machine's GPU is called; "" if it has none."""
+    return str(machine["gpu"]["name"]) if machine["gpu"] else ""
 
 
 def max_or_none(first: dict[str, Any], second: dict[str, Any], name: str) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
-
-from fcdense import backends
 
 from . import machine, peak
 from .candidates import Candidate, CandidateError
@@ -17,8 +17,10 @@ from .results import NO_RESULT, NOT_FINITE, Results, Row
 from .timing import Plan, Timing, measure
 
 
-def setting(candidates: Sequence[Candidate], plan: Plan, missing: dict[str, str], with_peak: bool) -> Results:
-    """Results without rows: where, with what and how is going to be measured."""
+def setting(
+    candidates: Sequence[Candidate], plan: Plan, missing: dict[str, str], with_peak: bool, commit: str | None = None
+) -> Results:
+    """Results without rows: where, with what and how is going to be measured; of this commit if git cannot tell."""
     about = machine.machine()  # before, so that the load is what others make
     if with_peak:
         about["peak_gflops"], reason = peak.gflops(about["cores"])
@@ -27,7 +29,7 @@ def setting(candidates: Sequence[Candidate], plan: Plan, missing: dict[str, str]
     versions = machine.versions()
     for candidate in candidates:
         versions |= candidate.versions
-    return Results(machine.date(), machine.commit(), about, versions, asdict(plan), missing)
+    return Results(machine.date(), machine.commit() or commit, about, versions, asdict(plan), missing)
 
 
 def run(about: Results, case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool) -> Results:
@@ -40,25 +42,37 @@ def measure_case(
     case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each candidate that has the case, and what could not be measured with the reason."""
-    truth = reference(case)
     missing: dict[str, str] = {}
-    able, starts, errors = [], [], []
-    for candidate in candidates:
-        try:
-            if candidate.prepare(case):
-                starts.append(1e-9 * candidate.time(case.steps).ns)
-                errors.append(max_error(candidate.outputs(), truth))
-                able.append(candidate)
-        except CandidateError as failed:
-            missing[name(case, candidate)] = str(failed)
+    able: list[tuple[Candidate, Start]] = []
+    with ThreadPoolExecutor(1) as elsewhere:
+        truth = elsewhere.submit(reference, case)
+        if not all(candidate.name.startswith("cuda") for candidate in candidates):
+            truth.result()  # it would take the processor from those that begin
+        for candidate in candidates:
+            try:
+                if candidate.prepare(case):
+                    seconds = 1e-9 * candidate.time(case.steps).ns
+                    able.append((candidate, Start(seconds, candidate.outputs(), candidate.note())))
+            except CandidateError as failed:
+                missing[name(case, candidate)] = str(failed)
+        exact = truth.result()
     rows = []
-    for candidate, start, error, timing in zip(able, starts, errors, measure(able, plan), strict=True):
-        if timing.kept:
-            held = peak_memory(case, candidate.name) if memory else None
-            rows.append(row(case, candidate.name, start, timing, error, held))
-        else:
-            missing[name(case, candidate)] = "other processes disturbed every sample."
+    timings = measure([candidate for candidate, _ in able], plan)
+    for (candidate, start), timing in zip(able, timings, strict=True):
+        if timing.failure or not timing.kept:
+            missing[name(case, candidate)] = timing.failure or "other processes disturbed every sample."
+            continue
+        held = peak_memory(case, candidate.name) if memory else None
+        rows.append(row(case, candidate.name, start, max_error(start.outputs, exact), timing, held))
     return rows, missing
+
+
+class Start(NamedTuple):
+    """What a candidate's first calls gave: their seconds, the results, and what served them."""
+
+    seconds: float
+    outputs: Arrays
+    note: str
 
 
 def name(case: Case, candidate: Candidate) -> str:
@@ -66,7 +80,7 @@ def name(case: Case, candidate: Candidate) -> str:
     return f"{candidate.name}, {case.question} {case.label} ({case.setting})"
 
 
-def row(case: Case, name: str, start: float, timing: Timing, error: float | str, peak_bytes: int | None) -> Row:
+def row(case: Case, name: str, start: Start, error: float | str, timing: Timing, peak_bytes: int | None) -> Row:
     """One answer."""
     q1, median, q3 = timing.quartiles
     return Row(
@@ -76,7 +90,8 @@ def row(case: Case, name: str, start: float, timing: Timing, error: float | str,
         candidate=name,
         case=asdict(case),
         flops=case.flops,
-        start_s=start,
+        work=[list(kernel) for kernel in case.work],
+        start_s=start.seconds,
         median_s=median,
         q1_s=q1,
         q3_s=q3,
@@ -84,6 +99,8 @@ def row(case: Case, name: str, start: float, timing: Timing, error: float | str,
         calls=timing.calls,
         rounds=len(timing.samples),
         error=error,
+        tolerance=case.tolerance,
+        note=start.note,
         peak_bytes=peak_bytes,
     )
 
@@ -107,16 +124,13 @@ def peak_memory(case: Case, name: str) -> int:
 
 def reference(case: Case) -> Arrays:
     """The case's results in float64 throughout, from the same data."""
-    data = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in case.data().items()}
-    device = backends.device("reference")
-    run = case.prepare_eager(device, data) or case.prepare(device, data)
-    for _ in range(case.steps):
-        run.call()
-    return run.outputs()
+    return case.exact()
 
 
 def max_error(outputs: Arrays, truth: Arrays) -> float | str:
-    """The largest |output - truth| / max |truth| over all arrays, or why there is none.
+    """The largest |output - truth| / max |truth| over all arrays that there are, or why there is none.
+
+    Of logits there may be more rows than in `truth`, the same ones again (`Network.rows`).
 
     A single number, the loss, is measured against 1 where it is smaller: near 0 nothing is left of it but the rounding
     of the logits, as after a few steps on a single row.
@@ -124,10 +138,12 @@ def max_error(outputs: Arrays, truth: Arrays) -> float | str:
     if not outputs:
         return NO_RESULT
     errors = []
-    for name, exact in truth.items():
+    for name, output in outputs.items():
+        exact = truth[name]
         size = float(np.abs(exact).max())
         if exact.ndim == 0:
             size = max(size, 1.0)
-        errors.append(float(np.abs(outputs[name].astype(np.float64) - exact).max()) / (size or 1.0))
+        found = output[: len(exact)] if exact.ndim else output
+        errors.append(float(np.abs(found.astype(np.float64) - exact).max()) / (size or 1.0))
     worst = float(np.max(errors))
     return worst if np.isfinite(worst) else NOT_FINITE

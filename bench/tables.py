@@ -10,6 +10,7 @@ from itertools import groupby
 from .results import Results, Row
 
 EMPTY = "–"
+MARK = "(!)"
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ def digits(value: float) -> str:
     return f"{rounded:,.{max(decimals, 0)}f}"
 
 
-def tables(results: Results, questions: Collection[str] = ()) -> list[Table]:
-    """One table for each question and setting; of all questions unless some are named."""
+def tables(results: Results, questions: Collection[str] = (), settings: Collection[str] = ()) -> list[Table]:
+    """One table for each question and setting; of all unless some are named (`Results.tables`)."""
     return [
         _table(f"{question} ({setting})", rows, results.missing)
-        for (question, setting), rows in results.tables(questions).items()
+        for (question, setting), rows in results.tables(questions, settings).items()
     ]
 
 
@@ -61,7 +62,7 @@ def _table(title: str, rows: list[Row], missing: dict[str, str]) -> Table:
                     row.candidate,
                     seconds(row.median_s),
                     f"{100.0 * row.iqr_s / row.median_s:.0f} %",
-                    digits(row.gflops),
+                    digits(row.gflops) if row.flops else EMPTY,
                     *([speedup] if against else []),
                     seconds(row.start_s),
                     error(row),
@@ -74,5 +75,6 @@ def _table(title: str, rows: list[Row], missing: dict[str, str]) -> Table:
 
 
 def error(row: Row) -> str:
-    """Two digits, or the word that is there instead."""
-    return row.error if isinstance(row.error, str) else f"{row.error:.1e}"
+    """Two digits, or the word that is there instead; a mark where rounding does not explain it."""
+    text = row.error if isinstance(row.error, str) else f"{row.error:.1e}"
+    return text if row.is_rounding else f"{text} {MARK}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
+
+from fcdense.errors import FcdenseError
 
 from .cases import Lap
 
@@ -55,10 +58,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, a sample for each round: the mean over `calls` calls, or None where it was disturbed."""
+    """Seconds per call, a sample for each round: the mean over `calls` calls, or None where it was disturbed.
+
+    `failure` says why a candidate did not get to the end, or is empty.
+    """
 
     calls: int
     samples: tuple[float | None, ...]
+    failure: str = ""
 
     @property
     def kept(self) -> list[float]:
@@ -72,19 +79,44 @@ class Timing:
 
 
 def measure(candidates: Sequence[Timed], plan: Plan) -> list[Timing]:
-    """A timing for each candidate, all of which are prepared."""
-    calls = []
-    for candidate in candidates:
-        warm_up(candidate, plan.warmup)
-        calls.append(calls_for(candidate, plan.sample_ns))
-    samples: list[list[float | None]] = [[] for _ in candidates]
-    turns = list(zip(candidates, calls, samples, strict=True))
+    """A timing for each candidate, all of which are prepared. One that fails has no more turns."""
+    turns = [Turns(candidate, plan) for candidate in candidates]
+    for turn in turns:
+        turn.attempt(turn.begin)
     warmup = plan.warmup if len(candidates) > 1 else 0.0  # one candidate alone stays warm
+    in_order = list(turns)
     for _ in range(plan.rounds):
-        for candidate, count, taken in turns:
-            taken.append(sample(candidate, count, warmup, plan.max_others))
-        turns.reverse()
-    return [Timing(count, tuple(taken)) for count, taken in zip(calls, samples, strict=True)]
+        for turn in in_order:
+            turn.attempt(partial(turn.take, warmup))
+        in_order.reverse()
+    return [Timing(turn.calls, tuple(turn.samples), turn.failure) for turn in turns]
+
+
+class Turns:
+    """Those of one candidate."""
+
+    def __init__(self, candidate: Timed, plan: Plan) -> None:
+        self.calls = 0
+        self.samples: list[float | None] = []
+        self.failure = ""
+        self._candidate, self._plan = candidate, plan
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do it, unless something has failed before."""
+        if not self.failure:
+            try:
+                work()
+            except FcdenseError as error:
+                self.failure = str(error)
+
+    def begin(self) -> None:
+        """Find out how many calls a sample takes."""
+        warm_up(self._candidate, self._plan.warmup)
+        self.calls = calls_for(self._candidate, self._plan.sample_ns)
+
+    def take(self, warmup: float) -> None:
+        """One more sample."""
+        self.samples.append(sample(self._candidate, self.calls, warmup, self._plan.max_others))
 
 
 def sample(candidate: Timed, calls: int, warmup: float, max_others: float) -> float | None:

@@ -1,4 +1,4 @@
-"""JAX: the whole step under `jax.jit`, its parameters and optimizer state donated."""
+"""JAX on the CPU: the whole step under `jax.jit`, its parameters and optimizer state donated."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ..questions.train import Train
 
 VERSIONS = {"jax": jax.__version__}
 
+jax.config.update("jax_platforms", "cpu")  # else it would take the GPU where there is one
+
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "linear": lambda x: x,
     "relu": jax.nn.relu,
@@ -26,22 +28,24 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def prepare(case: Case, data: Arrays) -> Run | None:
-    """Prediction and training of networks."""
-    if not isinstance(case, Network) or case.activation not in ACTIVATIONS:
+    """Prediction and training of networks; not in float16, for which JAX has no loss scale."""
+    if not isinstance(case, Network) or case.activation not in ACTIVATIONS or case.dtype == "float16":
         return None
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     layers, f = len(case.widths) - 1, ACTIVATIONS[case.activation]
+    multiplied = jnp.dtype(case.dtype)
 
     def logits(parameters: dict[str, Any], x: Any) -> Any:
         for index in range(layers):
-            z = x @ parameters[f"w{index}"] + parameters[f"b{index}"]
+            w, b = (parameters[f"{name}{index}"].astype(multiplied) for name in "wb")
+            z = x.astype(multiplied) @ w + b
             x = f(z)
-        return z
+        return z.astype(data["x"].dtype)
 
     parameters = {name: jnp.array(data[name]) for name in weights(data)}
     x, target = jnp.asarray(data["x"]), jnp.asarray(data["target"])
     if not isinstance(case, Train):
-        return predict(jax.jit(logits), parameters, x)
+        return predict(jax.jit(logits), parameters, x, case.rows)
     if case.optimizer not in OPTIMIZERS:
         return None
     start, update = OPTIMIZERS[case.optimizer]
@@ -54,21 +58,21 @@ def prepare(case: Case, data: Arrays) -> Run | None:
         value, gradients = jax.value_and_grad(loss)(parameters, x, target)
         return value, *update(case.learning_rate, parameters, gradients, state)
 
-    return train(jax.jit(step, donate_argnums=(0, 1)), logits, parameters, start(parameters), x, target)
+    return train(jax.jit(step, donate_argnums=(0, 1)), logits, parameters, start(parameters), x, target, case.rows)
 
 
-def predict(logits: Callable[..., Any], parameters: Any, x: Any) -> Run:
+def predict(logits: Callable[..., Any], parameters: Any, x: Any, rows: int) -> Run:
     """The logits, waited for: who predicts reads them."""
     results: dict[str, Any] = {}
 
     def call() -> None:
         results["logits"] = logits(parameters, x).block_until_ready()
 
-    return Run(call, lambda: {"logits": np.asarray(results["logits"])})
+    return Run(call, lambda: {"logits": np.asarray(results["logits"][:rows])})
 
 
 def train(
-    step: Callable[..., Any], logits: Callable[..., Any], parameters: Any, state: Any, x: Any, target: Any
+    step: Callable[..., Any], logits: Callable[..., Any], parameters: Any, state: Any, x: Any, target: Any, rows: int
 ) -> Run:
     """The step, over and over. Nobody waits for one step before the next is begun, as in a loop that prints nothing."""
     value: Any = None
@@ -78,7 +82,7 @@ def train(
         value, parameters, state = step(parameters, state, x, target)
 
     def outputs() -> Arrays:
-        return {"loss": np.asarray(value), "logits": np.asarray(logits(parameters, x))}
+        return {"loss": np.asarray(value), "logits": np.asarray(logits(parameters, x[:rows]))}
 
     return Run(call, outputs, lambda: jax.block_until_ready((value, parameters)))
 
@@ -103,6 +107,12 @@ def adam(learning_rate: float, parameters: Any, gradients: Any, state: Any) -> A
     return parameters, (steps, first, second)
 
 
+def adamw(learning_rate: float, parameters: Any, gradients: Any, state: Any) -> Any:
+    """Adam after weights have decayed, as Loshchilov and Hutter (2019) write it in algorithm 2."""
+    decayed = jax.tree.map(lambda w: w * (1 - learning_rate * 0.01), parameters)
+    return adam(learning_rate, decayed, gradients, state)
+
+
 def moments(parameters: Any) -> Any:
     """Adam's state before the first step."""
     zeros = jax.tree.map(jnp.zeros_like, parameters)
@@ -111,5 +121,6 @@ def moments(parameters: Any) -> Any:
 
 OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     "adam": (moments, adam),
+    "adamw": (moments, adamw),
     "sgd": (lambda parameters: (), sgd),
 }

@@ -24,7 +24,7 @@ ACTIVATIONS = {"linear", "relu", "gelu", "sigmoid", "tanh"}
 
 def prepare(case: Case, data: Arrays) -> Run | None:
     """Prediction and training of networks."""
-    if not isinstance(case, Network) or case.activation not in ACTIVATIONS:
+    if not isinstance(case, Network) or case.is_mixed or case.activation not in ACTIVATIONS:
         return None
     keras.backend.clear_session()
     *hidden, classes = case.widths[1:]

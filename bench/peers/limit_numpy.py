@@ -20,7 +20,7 @@ Product = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 def prepare(case: Case, data: Arrays) -> Run | None:
     """The products of a network's step."""
-    if not isinstance(case, Network):
+    if not isinstance(case, Network) or case.is_mixed:
         return None
     todo = products(case, data)
 

@@ -12,7 +12,7 @@ from .torch import VERSIONS as VERSIONS
 
 def prepare(case: Case, data: Arrays) -> Run | None:
     """The products of a network's step."""
-    if not isinstance(case, Network):
+    if not isinstance(case, Network) or case.is_mixed:
         return None
     todo = [tuple(map(torch.from_numpy, product)) for product in products(case, data)]
 

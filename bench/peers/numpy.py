@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cases import Arrays, Case, Layer, Run
+from ..cases import Activated, Arrays, Case, Run
 from ..networks import Network
+from ..questions.backward import Backward
+from ..questions.forward import Forward
 from ..questions.train import Train
 
 VERSIONS = {"numpy": np.__version__}
@@ -29,15 +31,19 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
 
 def prepare(case: Case, data: Arrays) -> Run | None:
     """Layers, prediction, and training with Adam and SGD, for the activations above."""
-    if case.activation not in FUNCTIONS:
+    if not isinstance(case, Activated) or case.activation not in FUNCTIONS:
         return None
     f, slope = FUNCTIONS[case.activation]
-    if isinstance(case, Layer):
-        return {"forward": forward, "backward": backward}[case.question](f, slope, data)
+    if isinstance(case, Forward):
+        return forward(f, slope, data)
+    if isinstance(case, Backward):
+        return backward(f, slope, data)
+    if not isinstance(case, Network) or case.is_mixed:
+        return None
     if isinstance(case, Train):
         update = {"adam": adam, "sgd": sgd}.get(case.optimizer)
         return update and train(len(case.widths) - 1, f, slope, update(case.learning_rate), data)
-    return predict(len(case.widths) - 1, f, data) if isinstance(case, Network) else None
+    return predict(len(case.widths) - 1, f, data)
 
 
 def forward(f: Function, slope: Function, data: Arrays) -> Run:

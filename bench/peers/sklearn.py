@@ -23,7 +23,7 @@ ACTIVATIONS = {"linear": "identity", "relu": "relu", "sigmoid": "logistic", "tan
 
 def prepare(case: Case, data: Arrays) -> Run | None:
     """Training and prediction, which ends in a softmax; with two classes it would have one output only."""
-    if not isinstance(case, Network) or case.activation not in ACTIVATIONS or case.widths[-1] < 3:
+    if not isinstance(case, Network) or case.is_mixed or case.activation not in ACTIVATIONS or case.widths[-1] < 3:
         return None
     optimizer = case.optimizer if isinstance(case, Train) else "sgd"
     if optimizer not in {"adam", "sgd"}:

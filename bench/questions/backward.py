@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fcdense import activations
 from fcdense.backends import Device
 
-from ..cases import Arrays, Case, Grid, Layer, Run, host, synchroniser, upload
+from ..cases import Arrays, Case, Grid, Layer, Run, host, synchroniser, tolerance, upload
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Backward(Layer):
     @property
     def flops(self) -> int:
         return 2 * self.product
+
+    @property
+    def tolerance(self) -> float | None:
+        """dz is rounded, and what is computed from it."""
+        return 2.0 * tolerance(self.dtype, max(self.batch, self.out_features))
 
     def prepare(self, device: Device, data: Arrays) -> Run:
         """dz and db, then dw, then dx; the forward pass that leaves what f' needs is not timed."""

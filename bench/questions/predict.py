@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fcdense.backends import Device
 from fcdense.tape import no_grad
 from fcdense.tensor import Tensor, tensor
 
-from ..cases import Arrays, Case, Grid, Run, host, synchroniser
+from .. import light
+from ..cases import Arrays, Case, Grid, Run, host, synchroniser, tolerance
+from ..light import Kernel
 from ..networks import Network, eager, replayed
 
 
@@ -24,6 +26,14 @@ class Predict(Network):
     def flops(self) -> int:
         return sum(self.products)
 
+    @property
+    def work(self) -> Sequence[Kernel]:
+        return tuple(light.prediction(self.batch, self.widths, self.itemsize))
+
+    @property
+    def tolerance(self) -> float | None:
+        return len(self.products) * tolerance(self.dtype, max(self.widths))
+
     def prepare(self, device: Device, data: Arrays) -> Run:
         """The pass captured, with the batch on the device already."""
         return self._run(device, data, replayed)
@@ -36,7 +46,7 @@ class Predict(Network):
         model = self.model(device, data)
 
         def step(x: Tensor) -> Tensor:
-            with no_grad():
+            with no_grad(), self.precision():
                 found: Tensor = model(x)
             return found
 
@@ -46,7 +56,7 @@ class Predict(Network):
         def call() -> None:
             last[:] = [one_step()]
 
-        return Run(call, lambda: host(device, {"logits": last[0].array}), synchroniser(device))
+        return Run(call, lambda: host(device, {"logits": last[0].array[: self.rows]}), synchroniser(device))
 
 
 def cases(grid: Grid) -> list[Case]:

@@ -16,6 +16,7 @@ def row(candidate: str = "cpu", median: float = 2e-3, label: str = "32x64x64", *
         "candidate": candidate,
         "case": {"batch": 32},
         "flops": 4_000_000,
+        "work": [],
         "start_s": 0.5,
         "median_s": median,
         "q1_s": 0.9 * median,
@@ -24,6 +25,8 @@ def row(candidate: str = "cpu", median: float = 2e-3, label: str = "32x64x64", *
         "calls": 10,
         "rounds": 3,
         "error": 1e-7,
+        "tolerance": None,
+        "note": "",
         "peak_bytes": None,
     }
     return Row(**{**values, **changes})

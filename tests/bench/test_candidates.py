@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,50 @@ def test_a_peer_that_dies() -> None:
     with pytest.raises(CandidateError, match="ended without an answer"):
         candidate.wait()
     candidate.close()
+
+
+def test_one_that_does_not_answer_is_ended_and_begins_anew() -> None:
+    (case,) = questions.cases(["predict"], GRID)
+    with closing(Candidate("numpy")) as candidate:
+        candidate.wait()
+        first = candidate._process.pid
+        assert candidate.prepare(case)
+        assert candidate._process.pid == first
+        candidate.patience = 0.2
+        with pytest.raises(CandidateError, match="'numpy': its time is over"):
+            candidate.time(10**9)
+        assert candidate.patience < 0.0
+        with pytest.raises(CandidateError, match="'numpy': its time is over"):
+            candidate.prepare(case)
+        candidate.patience = math.inf
+        assert candidate.prepare(case)
+        assert candidate._process.pid != first
+        assert candidate.note() == ""
+        candidate.time(case.steps)
+        assert max_error(candidate.outputs(), reference(case)) < 2e-6  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        (["cpu"], ["cpu eager", "numpy"]),
+        (["cuda:0"], ["cuda_torch"]),
+        (["cuda:0", "cuda:0 eager"], ["cuda_torch"]),
+        (["cpu", "cuda:0"], ["cpu eager", "numpy", "cuda_torch"]),
+    ],
+)
+def test_all_peers_are_those_for_the_devices(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], names: list[str]
+) -> None:
+    monkeypatch.setattr(candidates, "peer_names", lambda: ["numpy", "cuda_torch"])
+    monkeypatch.setattr(candidates, "variants", lambda missing: ["cpu eager"])
+    assert candidates.all_peers(devices, {}) == names
+
+
+def test_peers_for_gpus_come_last() -> None:
+    on_gpu = [candidates.is_for_gpu(name) for name in peer_names()]
+    assert on_gpu == sorted(on_gpu)
+    assert True in on_gpu
 
 
 def found_names(devices: list[str], others: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -10,10 +10,10 @@ import pytest
 
 from fcdense import backends
 from fcdense.bench import questions
-from fcdense.bench.cases import Case, Grid, Run
+from fcdense.bench.cases import Case, Grid, Run, tolerance
 from fcdense.bench.results import NO_RESULT, NOT_FINITE
 from fcdense.bench.runner import max_error, reference
-from fcdense.errors import ArgumentError, UnknownNameError
+from fcdense.errors import ArgumentError, DeviceError, UnknownNameError
 
 GRID = Grid(sizes=((5, 7, 3),), networks=((6, 5, 4, 3),), batches=(8,))
 
@@ -176,6 +176,51 @@ def test_a_captured_step_computes_what_the_eager_one_does(question: str) -> None
         run.time(10)
     for name, array in eager.outputs().items():
         np.testing.assert_array_equal(captured.outputs()[name], array)
+
+
+@pytest.mark.parametrize("question", ["train", "predict"])
+def test_large_batches_repeat_rows_so_that_the_reference_needs_few(question: str) -> None:
+    (case,) = questions.cases([question], Grid(networks=((5, 4, 3),), batches=(8192,), dtype="float64"))
+    data = case.data()
+    assert data["x"].shape == (8192, 5)
+    np.testing.assert_array_equal(data["x"][256:512], data["x"][:256])
+    np.testing.assert_array_equal(data["target"][-256:], data["target"][:256])
+    assert len(np.unique(data["x"])) == 256 * 5
+    run = case.prepare(backends.device("numpy"), data)
+    assert run is not None
+    run.time(case.steps)
+    truth = reference(case)
+    assert truth["logits"].shape == (256, 3)
+    assert max_error(run.outputs(), truth) < 1e-10  # type: ignore[operator]
+    whole = {"loss": truth.get("loss", np.zeros(())), "logits": np.tile(truth["logits"], (32, 1))}
+    assert max_error({name: whole[name] for name in truth}, truth) == 0.0
+
+
+def test_other_batches_repeat_nothing() -> None:
+    for batch in (4096, 5000):
+        assert len(np.unique(one("predict", networks=((1, 3),), batches=(batch,)).data()["x"])) > batch - 10
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_of_16_bits_are_mixed(dtype: str) -> None:
+    """Their arrays are float32; the processor refuses to multiply them in 16 bits."""
+    case = one("train", dtype=dtype)
+    assert {array.dtype.name for array in case.data().values()} == {"float32", "int64"}
+    exact = one("train", dtype="float64").exact()
+    assert max_error(case.exact(), exact) < 1e-5, "the reference rounds nothing"  # type: ignore[operator]
+    run = case.prepare(backends.device("cpu"), case.data())
+    assert run is not None
+    with pytest.raises(DeviceError, match=dtype):
+        run.time(1)
+    for layer in questions.cases(["forward", "products"], Grid(sizes=((3, 4, 5),), dtype=dtype)):
+        assert {array.dtype.name for array in layer.data().values()} == {dtype}
+
+
+def test_more_depth_is_more_rounding() -> None:
+    assert tolerance("bfloat16", 0) == tolerance("bfloat16", 2**21) / 2 == 2**-7
+    assert tolerance("float32", 0) == 2**-19 < tolerance("float32", 1024) < 2**-17
+    with pytest.raises(KeyError):
+        tolerance("int8", 1)
 
 
 def test_a_layer_has_no_step_to_capture() -> None:

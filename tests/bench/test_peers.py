@@ -5,15 +5,22 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fcdense import backends
 from fcdense.bench import questions
-from fcdense.bench.candidates import Candidate, peer_names
+from fcdense.bench.candidates import Candidate, CandidateError, is_for_gpu, peer_names
 from fcdense.bench.cases import Case, Grid
+from fcdense.bench.networks import Network
 from fcdense.bench.peers import limit_numpy
+from fcdense.bench.questions.bandwidth import Pass
+from fcdense.bench.questions.products import Forward, InputGradient, Product, WeightGradient
 from fcdense.bench.results import NO_RESULT
 from fcdense.bench.runner import max_error, peak_memory, reference
 
@@ -72,6 +79,37 @@ def test_peers_agree_with_the_reference(peer: Candidate, case: Case) -> None:
     assert error < TOLERANCE.get(peer.name, 2e-6)
 
 
+MIXED = [
+    *questions.cases(
+        ["train", "predict"],
+        replace(GRID, dtype="bfloat16", activations=("gelu",), optimizers=("adamw",), batches=(8192,)),
+    ),
+    *questions.cases(["train"], replace(GRID, dtype="float16", activations=("gelu",), optimizers=("adam",))),
+    *questions.cases(["train"], replace(GRID, activations=("gelu",), optimizers=("adamw",))),
+]
+IN_16_BITS = {"torch", "jax"}
+
+
+@pytest.mark.parametrize("peer", COMPARED, indirect=True)
+@pytest.mark.parametrize("case", MIXED, ids=lambda case: f"{case.question} {case.setting}")
+def test_mixed_precision_and_decay(peer: Candidate, case: Case) -> None:
+    """A batch whose rows repeat; AdamW in all dtypes, also where PyTorch's optimizers are as they come."""
+    assert isinstance(case, Network)
+    is_there = peer.prepare(case)
+    if not is_there:
+        needs_scale = peer.name == "jax" and case.dtype == "float16"
+        assert peer.name not in IN_16_BITS | {"torch_default"} or needs_scale or case.question == "predict"
+        return
+    assert peer.name in IN_16_BITS | {"torch_default"}
+    peer.time(case.steps)
+    outputs, truth = peer.outputs(), reference(case)
+    assert outputs["logits"].shape == truth["logits"].shape == (case.rows, 5)
+    error = max_error(outputs, truth)
+    assert isinstance(error, float)
+    assert error < (case.tolerance or 0.0)
+    assert case.dtype == "float32" or error > 1e-5, "float32 is multiplied, not 16 bits"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["torch_compile"], indirect=True)
 @pytest.mark.parametrize("case", CASES[:1] + CASES[-1:], ids=lambda case: case.question)
@@ -107,7 +145,8 @@ def test_peers_have_no_other_optimizer(peer: Candidate) -> None:
 
 
 def test_every_peer_is_tested() -> None:
-    assert set(peer_names()) == {*COMPARED, "torch_compile", "limit_numpy", "limit_torch"}
+    on_cpu = [name for name in peer_names() if not is_for_gpu(name)]
+    assert set(on_cpu) == {*COMPARED, "torch_compile", "limit_numpy", "limit_torch"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc, which only Linux has")
@@ -115,3 +154,83 @@ def test_memory_of_a_new_process() -> None:
     (case,) = questions.cases(["train"], Grid(networks=((2048, 1024),), batches=(4,)))
     needed = 4 * 2048 * 1024  # bytes of the kernel; Adam has two moments, and NumPy a gradient and what is in between
     assert 4 * needed < peak_memory(case, "numpy") < 12 * needed
+
+
+@pytest.mark.skipif(backends.cuda_probes()[-1].passed, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["cuda_simt", "cuda_torch", "cuda_jax", "cuda_cupy"])
+def test_peers_for_gpus_say_why_they_are_not_there(name: str) -> None:
+    library = name.removeprefix("cuda_")
+    if name != "cuda_simt" and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    with closing(Candidate(name)) as candidate, pytest.raises(CandidateError, match=r"Error: .*(GPU|driver|Driver)"):
+        candidate.wait()
+
+
+@pytest.mark.parametrize("kind", [Forward, InputGradient, WeightGradient])
+def test_products_of_cupy(kind: type[Product], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With NumPy in the place of CuPy: each is the plain product, over operands that lie as ours do."""
+    gpu = SimpleNamespace(is_available=lambda: True, Device=lambda: SimpleNamespace(synchronize=lambda: None))
+    names = {"__version__": "14", "cuda": gpu, "asarray": np.array, "dot": np.dot, "empty": np.empty}
+    cupy = ModuleType("cupy")
+    vars(cupy).update(names)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delitem(sys.modules, "fcdense.bench.peers.cuda_cupy", raising=False)
+    peer = importlib.import_module("fcdense.bench.peers.cuda_cupy")
+    case = kind("float32", "linear", 9, 8, 7)
+    data = case.data()
+    name, exact = next(iter(case.exact().items()))
+    plain = exact - data["b"] if kind is Forward else exact
+    np.testing.assert_allclose(peer.product(case, data)(), plain, rtol=1e-5, atol=1e-5, err_msg=name)
+    run = peer.prepare(case, data)
+    assert run.time(20).ns > 0
+    assert run.outputs() == {}
+    assert peer.prepare(questions.cases(["forward"], GRID)[0], {}) is None
+    monkeypatch.delitem(sys.modules, "fcdense.bench.peers.cuda_cupy")
+
+
+@pytest.fixture
+def on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The peer for PyTorch on GPUs, which finds one."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return importlib.import_module("fcdense.bench.peers.cuda_torch")
+
+
+@pytest.mark.parametrize("what", ["copy", "adamw"])
+def test_passes_of_torch(on_the_gpu: ModuleType, what: str) -> None:
+    case = Pass(what, 1000)
+    run = on_the_gpu.passes(case, case.data(), on="cpu")
+    run.time(case.steps)
+    error = max_error(run.outputs(), case.exact())
+    assert isinstance(error, float)
+    assert error <= (case.tolerance or 0.0)
+
+
+def test_a_step_is_warmed_up_captured_and_replayed(on_the_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stream and a graph that note what they are asked."""
+    compiled = importlib.import_module("fcdense.bench.peers.cuda_torch_compile")
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def within(*given: Any, stream: Any = None) -> Iterator[None]:
+        events.append("capture" if stream else "on side")
+        yield
+        events.append("end")
+
+    cuda = {"Stream": Stream, "current_stream": lambda: Stream("main"), "stream": within, "graph": within}
+    for name, fake in cuda.items():
+        monkeypatch.setattr(compiled.torch.cuda, name, fake)
+    graph = SimpleNamespace(replay=lambda: events.append("replay"))
+    monkeypatch.setattr(compiled.torch.cuda, "CUDAGraph", lambda: graph)
+    run = compiled.in_a_graph(lambda: events.append("step"))
+    for _ in range(5):
+        run()
+    warm_up = ["side waits for main", "on side", "step", "end", "main waits for side"]
+    assert events == [*warm_up, *warm_up, "capture", "step", "end", "replay", "replay", "replay"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,32 @@ def test_notes_say_where_and_why() -> None:
     assert "cuda was not measured: no driver" in text
     text = "\n".join(notes(results(row("cpu", 1.0, samples=[1.0, None, None]), row("torch", 1.0))))
     assert "2 of 6 samples are left out" in text
+
+
+def test_notes_on_a_gpu() -> None:
+    facts = {"name": "Chip 200", "architecture": "sm_90", "driver": None, "cuda": 12080, "nvrtc": "12.8"}
+    whole = results(row("cuda:0", 1e-3, error=0.1, tolerance=0.01), row("cuda:0", 1e-3, "a", tolerance=0.01))
+    whole.machine["gpu"] = facts | {"cublaslt": None}
+    text = "\n".join(notes(whole))
+    assert "Chip 200 (sm_90), driver unknown for CUDA 12.8, NVRTC 12.8; numpy 2.4." in text
+    assert "Rounding does not explain those marked (!)." in text
+    assert "Light" not in text
+    assert "cuda:0 | 1.00 ms | 30 % | 4.00 | 500 ms | 1.0e-01 (!) |" in markdown(whole)
+    copy = row("cuda:0", 2e-3, "copy", case={"what": "copy"}, work=[[0, 4 * 10**9]], flops=0)
+    whole = results(row("cuda:0", 2e-6, question="products", case={"dtype": "bfloat16"}), copy)
+    text = "\n".join(notes(whole))
+    assert "2.00 TFLOP/s for products of bfloat16, 2.00 TB/s for copies." in text
+    assert "marked" not in text
+
+
+def test_rates_are_those_of_rows_that_are_not_shown() -> None:
+    copy = row("cuda:0", 2e-3, "copy", case={"what": "copy"}, work=[[0, 4 * 10**9]], setting="float32", flops=0)
+    product = row("cuda:0", 2e-6, question="products", case={"dtype": "bfloat16"}, setting="gelu, bfloat16")
+    step = row("cuda:0", 4e-6, question="train", case={"dtype": "bfloat16"}, setting="gelu, bfloat16, adamw")
+    step = replace(step, work=[[4_000_000, 100]])
+    text = markdown(results(copy, product, step), ["train", "adamw"], report.LAYOUTS["peers"])
+    assert "| 32x64x64 | 4.00 µs | 2.00 µs | 50 % |" in text
+    assert "copy" not in text.replace("copies", "")
 
 
 def test_the_terminal_shows_all_of_it() -> None:
@@ -226,6 +253,12 @@ def test_plot_formats() -> None:
     for path in (Path("a"), Path("a.doc")):
         with pytest.raises(ArgumentError, match="use one of"):
             plot.check(path, "--curves")
+
+
+def test_there_is_nothing_to_draw_of_launches(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ArgumentError, match="no row with operations"):
+        plot.plot(results(row("cuda:0", flops=0)), tmp_path / "a.svg")
 
 
 def test_plot_draws_every_row(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fcdense.bench.compare import compare, other_machine, regressions
-from fcdense.bench.results import FORMAT, NOT_FINITE, Results, merge
+from fcdense.bench.results import FORMAT, NO_RESULT, NOT_FINITE, Results, merge
 from fcdense.errors import ArgumentError, FormatError
 from tests.bench.made_up import results, row
 
@@ -89,6 +89,8 @@ def test_other_machines_are_noticed() -> None:
     here, there = results(row()), results(row(), cpu="Another")
     assert other_machine(here, here) == ""
     assert "Chip (4 cores) before, Another (4 cores) after" in other_machine(here, there)
+    other_gpu = replace(here, machine={**here.machine, "gpu": {"name": "Chip 200"}})
+    assert "Chip (4 cores) before, Chip (4 cores) and Chip 200 after" in other_machine(here, other_gpu)
     fewer = replace(here, machine={**here.machine, "cores": 2})
     assert other_machine(here, fewer)
 
@@ -121,6 +123,34 @@ def test_merging_forgets_why_a_row_was_missing() -> None:
     assert whole.missing == {"torch, forward 1x2x3 (relu, float32)": "boom"}
 
 
+def test_merging_forgets_why_a_case_was_missing() -> None:
+    over = {"forward 32x64x64 (relu, float32)": "no time", "train 32x64x64 (relu, float32)": "no time"}
+    whole = merge(results(missing=over), results(row("cuda:0"), missing={}))
+    assert whole.missing == {"train 32x64x64 (relu, float32)": "no time"}
+
+
+def test_what_is_left_to_measure() -> None:
+    problem = "forward 32x64x64 (relu, float32)"
+    assert results(row("cuda:0")).has_all_of(problem)
+    assert not results(row("cuda:0", label="1x2x3")).has_all_of(problem)
+    assert not results(row("cuda:0"), missing={f"cuda_jax, {problem}": "boom"}).has_all_of(problem)
+    assert not results(row("cuda:0"), missing={problem: "no time"}).has_all_of(problem)
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance", "is_rounding"),
+    [(1e-3, 1e-3, True), (1.1e-3, 1e-3, False), (5.0, None, True), (NOT_FINITE, 1e-3, True), (NO_RESULT, 1e-3, True)],
+)
+def test_errors_within_the_tolerance_are_rounding(error: Any, tolerance: float | None, is_rounding: bool) -> None:
+    assert row(error=error, tolerance=tolerance).is_rounding is is_rounding
+
+
+def test_bytes_are_those_of_all_kernels() -> None:
+    assert row(work=[[1, 20], [3, 40]]).nbytes == 60
+    assert row("cuda_jax").is_on_gpu
+    assert not row("cpu").is_on_gpu
+
+
 def test_merging_keeps_the_highest_peak() -> None:
     parts = [results(machine={**results().machine, "peak_gflops": peak}) for peak in (None, 480.0, 491.0)]
     assert merge(parts[2], parts[1]).machine["peak_gflops"] == 491.0
@@ -132,6 +162,7 @@ def test_merging_keeps_the_highest_peak() -> None:
     ("changes", "named"),
     [
         ({"cpu": "Another"}, "machine.cpu"),
+        ({"machine": {**results().machine, "gpu": {"name": "Chip 200"}}}, "machine.gpu"),
         ({"commit": "def456"}, "commit"),
         ({"plan": {}}, "plan"),
         ({"versions": {"numpy": "2.5"}}, "numpy version"),

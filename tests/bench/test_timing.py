@@ -10,6 +10,7 @@ import pytest
 
 from fcdense.bench.cases import Lap
 from fcdense.bench.timing import ATTEMPTS, Plan, Timing, calls_for, measure, sample, warm_up
+from fcdense.errors import DeviceError
 
 
 class Clockwork:
@@ -94,6 +95,24 @@ def test_one_candidate_alone_stays_warm() -> None:
     measure([Clockwork("a", 1e6, log)], Plan(min_time=2e-2, warmup=1e-4, rounds=2))
     assert log[-2:] == [("a", 10)] * 2
     assert log[0] == ("a", 1)
+
+
+def test_one_that_fails_has_no_more_turns() -> None:
+    class Broken(Clockwork):
+        """Fails at its fifth turn."""
+
+        def time(self, calls: int) -> Lap:
+            if len([name for name, _ in self.log if name == self.name]) == 4:
+                raise DeviceError("no more")
+            return super().time(calls)
+
+    log: list[tuple[str, int]] = []
+    plan = Plan(min_time=5e-3, warmup=0.0, rounds=5)
+    broken, whole = measure([Broken("a", 1e6, log), Clockwork("b", 1e6, log)], plan)
+    assert (broken.failure, whole.failure) == ("no more", "")
+    assert len(broken.samples) < 5
+    assert whole.samples == pytest.approx([1e-3] * 5)
+    assert [name for name, _ in log].count("a") == 4
 
 
 def test_warm_up_ends() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fcdense.bench.results import NO_RESULT, Row
@@ -70,3 +72,48 @@ def test_a_speed_up_comes_with_its_interval(low: float) -> None:
     theirs = row("torch", 2.0, samples=[low, 2.0, 2.0, 2.0, 2.0, 2.1])
     speed, *_ = tables(results(ours, theirs))
     assert speed.rows[0][2] == f"2.00x ({low:.2f}–2.10)"
+
+
+def on_gpu(candidate: str, seconds: float, **changes: Any) -> Row:
+    """A product in bfloat16 whose samples all took as long."""
+    values = {
+        "question": "products",
+        "case": {"dtype": "bfloat16"},
+        "work": [[4_000_000, 1000]],
+        "samples": [seconds] * 9,
+    }
+    return row(candidate, seconds, **{**values, **changes})
+
+
+def test_a_gpu_is_told_against_its_peers_and_light() -> None:
+    copy = row("cuda:0", 1e-3, "copy", case={"what": "copy"}, work=[[0, 10**9]], flops=0, samples=[1e-3] * 9)
+    ours, theirs = on_gpu("cuda:0", 4e-6, note="mma"), on_gpu("cuda_cublaslt", 2e-6)
+    first, second = (tables(results(copy, ours, theirs), [name]) for name in ("forward", "products"))
+    assert [table.title.partition(": ")[2] for table in second] == [
+        "", "time of a call", "rate", "of light", "max error", "served by",
+    ]  # fmt: skip
+    speed, _, rates, light, _, notes = second
+    assert dict(zip(speed.headings, speed.rows[0], strict=True)) == {
+        "": "32x64x64",
+        "cuda:0": "4.00 µs",
+        "times cuda_cublaslt": "0.500x (0.500–0.500)",
+        "light": "2.00 µs",
+        "of light": "50 %",
+    }
+    assert rates.rows == [["32x64x64", "1.00 TFLOP/s", "2.00 TFLOP/s"]]
+    assert light.rows == [["32x64x64", "50 %", "100 %"]]
+    assert notes.rows == [["32x64x64", "mma", "–"]]
+    assert first[2].rows == [["copy", "1,000 GB/s"]]
+
+
+def test_launches_have_no_light() -> None:
+    whole = results(on_gpu("cuda:0", 1e-6, question="launch", work=[], flops=0))
+    assert [table.title for table in tables(whole)] == [
+        "launch (relu, float32): time of a call",
+        "launch (relu, float32): max error",
+    ]
+
+
+def test_the_cpu_comes_first() -> None:
+    speed, *_ = tables(results(*rows(**{"cuda:0": 1e-3}), *rows(cpu=2e-3)))
+    assert speed.headings[:2] == ["", "cpu"]

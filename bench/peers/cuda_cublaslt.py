@@ -1,0 +1,30 @@
+"""cuBLASLt as fcdense calls it: the product with the first algorithm that the library names, and what a layer does to
+the sums in a pass of its own."""
+
+from __future__ import annotations
+
+from fcdense.backends import device
+from fcdense.backends.cuda import CudaBackend
+from fcdense.cuda.cublaslt import CublasLt
+from fcdense.errors import DeviceError
+
+from ..cases import Arrays, Case, Run
+from ..families import by_family
+
+DEVICE = device("cuda")
+
+
+def library() -> CublasLt:
+    """cuBLASLt on the first GPU."""
+    backend = DEVICE.backend
+    if not isinstance(backend, CudaBackend) or backend.driver.library is None:
+        raise DeviceError(f"cuBLASLt was not found for {DEVICE}. pip install 'fcdense[cuda13]' brings it.")
+    return backend.driver.library
+
+
+VERSIONS = {"cublaslt": library().version}
+
+
+def prepare(case: Case, data: Arrays) -> Run | None:
+    """Products."""
+    return by_family(DEVICE, "cuBLASLt", case, data)

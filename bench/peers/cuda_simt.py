@@ -1,0 +1,16 @@
+"""Our products without tensor cores (`gemm_simt.cuh`), by the tiling and parts with which they are the fastest here."""
+
+from __future__ import annotations
+
+from fcdense.backends import device
+
+from ..cases import Arrays, Case, Run
+from ..families import by_family
+
+DEVICE = device("cuda")
+VERSIONS: dict[str, str] = {}
+
+
+def prepare(case: Case, data: Arrays) -> Run | None:
+    """Products."""
+    return by_family(DEVICE, "simt", case, data)

@@ -1,0 +1,39 @@
+"""The whole comparison on a GPU: what is measured where nothing but the device is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from . import questions
+from .cases import Case, Grid
+from .timing import Plan
+
+WIDTHS = (512, 1024, 2048, 4096)
+LAYERS = ((256, 784, 512), *((16384, width, width) for width in (*WIDTHS, 8192)))
+PRODUCTS = Grid(sizes=LAYERS, activations=("gelu_tanh",))  # the one that cuBLASLt has
+WIDE = Grid(networks=tuple((width,) * 5 for width in WIDTHS), batches=(16384,), max_gflop=math.inf)
+SMALL = Grid(networks=((784, 512, 512, 10),), batches=(256,))
+
+PARTS: tuple[tuple[tuple[str, ...], Grid], ...] = (
+    (("launch", "bandwidth"), Grid()),
+    (("products",), replace(PRODUCTS, dtype="bfloat16")),
+    (("products",), PRODUCTS),
+    (("train",), replace(WIDE, dtype="bfloat16", activations=("gelu",), optimizers=("adamw",))),
+    (("train",), replace(SMALL, dtype="bfloat16")),
+    (("train",), SMALL),
+)
+
+PLAN = Plan(min_time=0.07, warmup=0.01, rounds=7, max_others=2.0)
+"""On a GPU nothing spins after a call, and the processor does no more than launch."""
+TIME_LIMIT, PATIENCE = 450.0, 150.0
+"""Seconds for all of it, and for all answers of one candidate: `torch.compile` may try kernels for longer than all else
+takes, and what it has tried until then is kept."""
+
+
+def cases(given: Mapping[str, Any]) -> list[Case]:
+    """All cases, with the values that the command line gives for fields of the grid."""
+    found = [case for names, grid in PARTS for case in questions.cases(names, replace(grid, **given))]
+    return list(dict.fromkeys(found))
