@@ -17,15 +17,15 @@ part() {
 }
 
 nvidia-smi
-part info 60 python3 -m fcdense info
+part info 20 python3 -m fcdense info
 part driver 60 python3 -m pytest -q -p no:cacheprovider tests/gpu
 workers=()
 python3 -c 'import xdist' 2>/dev/null && workers=(-n 8) # most of the time goes into compiling kernels
-part contract 150 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" -m gpu tests/backends/test_contract.py
-part bench 90 python3 -m bench --device cuda --json "$folder/bench.json"
+part contract 90 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" -m gpu tests/backends/test_contract.py
+part bench 240 python3 -m bench --device cuda --time-limit 190 --json "$folder/bench.json" # --append goes on with it
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        part "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        part "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 9 \
             python3 -m pytest -q -p no:cacheprovider tests/gpu/test_products.py -k 'exact and not 2048'
     done
 fi
