@@ -9,7 +9,8 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -75,9 +76,10 @@ class DeviceArray(cupy.ndarray):  # type: ignore[misc]
 
 
 class Step(NamedTuple):
-    """What is noted of a step: its launches, which are told the stream, and the arrays that were made for it."""
+    """What is noted of a step: its launches, which are told the stream, its kernels, and the arrays made for it."""
 
     launches: list[Callable[..., object]]
+    kernels: list[Kernel]
     arrays: list[Array]
 
 
@@ -245,22 +247,24 @@ class CupyDriver(Driver):
 
     def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: np.ndarray[Any, Any]) -> None:
         step = self._step
+        if step is not None:
+            step.kernels.append(kernel)
+            step.launches.append(partial(self._launch, kernel, grid, arguments.copy()))
+            return
         with self.device:
-            function, struct = self._function(kernel)
-            # An array of one element is passed by value: cuda/function.pyx, `_pointer`, asks for no more than size 1
-            # and takes the address from its interface; CUDA knows from the function how many bytes to copy, and copies
-            # them before the call returns. As bytes, because the interface of a struct would list all of its fields.
-            if step is not None:
-                struct_of_its_own = arguments.copy().view(struct)
-                launch = partial(function, grid, (kernel.threads, 1, 1), (struct_of_its_own,), kernel.shared)
-                step.launches.append(launch)
-                return
             try:
-                function(grid, (kernel.threads, 1, 1), (arguments.view(struct),), kernel.shared, self.stream)
+                self._launch(kernel, grid, arguments, self.stream)
             except FAILURES as error:
                 raise DeviceError(
                     f"{self.name}: '{kernel.name}' was not launched, or a kernel before it has failed: {error}."
                 ) from error
+
+    def _launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: np.ndarray[Any, Any], stream: Any) -> None:
+        function, struct = self._function(kernel)
+        # An array of one element is passed by value: cuda/function.pyx, `_pointer`, asks for no more than size 1 and
+        # takes the address from its interface; CUDA knows from the function how many bytes to copy, and copies them
+        # before the call returns. As bytes, because the interface of a struct would list all of its fields.
+        function(grid, (kernel.threads, 1, 1), (arguments.view(struct),), kernel.shared, stream)
 
     def enqueue(self, launch: Callable[[int], object]) -> None:
         step = self._step
@@ -279,19 +283,28 @@ class CupyDriver(Driver):
             stop.synchronize()
             return 1e-3 * float(cupy.cuda.get_elapsed_time(start, stop))
 
-    def _function(self, kernel: Kernel) -> tuple[Any, np.dtype[Any]]:
+    def _load(self, kernels: Iterable[Kernel]) -> None:
+        """Make kernels ready, those that are not compiled yet at once."""
+        missing = {kernel.text: kernel for kernel in kernels if kernel.text not in self._functions}.values()
+        with ThreadPoolExecutor() as pool:
+            codes = list(pool.map(partial(compiling.code, architecture=self.architecture), missing))
+        with self.device:
+            for kernel, code in zip(missing, codes, strict=True):
+                self._function(kernel, code)
+
+    def _function(self, kernel: Kernel, code: bytes | None = None) -> tuple[Any, np.dtype[Any]]:
         found = self._functions.get(kernel.text)
         if found is None:
             with self._loading:
                 found = self._functions.get(kernel.text)
                 if found is None:
                     struct = np.dtype(f"V{kernel.arguments.itemsize}")
-                    found = self._functions[kernel.text] = self._loaded(kernel), struct
+                    found = self._functions[kernel.text] = self._loaded(kernel, code), struct
         return found
 
-    def _loaded(self, kernel: Kernel) -> Any:
+    def _loaded(self, kernel: Kernel, code: bytes | None) -> Any:
         """The function of a kernel, which keeps its module loaded."""
-        code = compiling.code(kernel, self.architecture)
+        code = compiling.code(kernel, self.architecture) if code is None else code
         module = cupy.cuda.function.Module()
         try:
             module.load(code)
@@ -316,11 +329,12 @@ class CupyDriver(Driver):
     def record(self, calls: Callable[[], None]) -> Callable[[], None]:
         if self._step is not None:
             raise CaptureError(f"{self.name}: a step cannot be recorded while this thread records another one.")
-        step = self._local.step = Step([], [])
+        step = self._local.step = Step([], [], [])
         try:
             calls()
         finally:
             self._local.step = None
+        self._load(step.kernels)
         return partial(self._replay, self._graph(step.launches), step.arrays)
 
     def _graph(self, launches: list[Callable[..., object]]) -> Any:
