@@ -177,14 +177,11 @@ class CudaBackend(Backend):
         dz: Array | None = None,
     ) -> None:
         dtype = prediction.dtype
-        factor = weight
-        if factor is None:
-            factor = self.workspace.empty((), dtype)
-            self.fill(1.0, out=factor)
+        inputs = (prediction, target) if weight is None else (prediction, target, weight)
         within = np.dtype(np.float64 if dtype == FLOAT64 else np.float32)
         values = self.workspace.empty(prediction.shape, within)
         slopes = self.workspace.empty(prediction.shape, dtype) if dz is None else dz
-        self.launcher.elementwise(weighted(program), (prediction, target, factor), (*scalars, scale), (values, slopes))
+        self.launcher.elementwise(weighted(program, weight is not None), inputs, (*scalars, scale), (values, slopes))
         self.launcher.reduce("sum", values.reshape(-1), (0,), loss, within="double")
 
     def map(

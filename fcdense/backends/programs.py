@@ -35,12 +35,13 @@ def chain(act: Activation) -> Program:
 
 
 @cache
-def weighted(program: Program) -> Program:
-    """(p, t, weight; ..., scale) -> (scale * weight * l, scale * weight * dl/dp)."""
+def weighted(program: Program, has_weight: bool = True) -> Program:
+    """(p, t, weight; ..., scale) -> (scale * weight * l, scale * weight * dl/dp); without a weight it counts as 1."""
 
-    def function(p: Expr, t: Expr, weight: Expr, *scalars: Expr) -> tuple[Expr, Expr]:
-        value, slope = program(p, t, *scalars[:-1])
-        factor = weight * scalars[-1]
+    def function(p: Expr, t: Expr, *rest: Expr) -> tuple[Expr, Expr]:
+        *scalars, scale = rest[has_weight:]
+        value, slope = program(p, t, *scalars)
+        factor = rest[0] * scale if has_weight else scale
         return value * factor, slope * factor
 
-    return trace(function, 3, program.n_scalars + 1, name=f"weighted_{program.name}")
+    return trace(function, 2 + has_weight, program.n_scalars + 1, name=f"weighted_{program.name}")

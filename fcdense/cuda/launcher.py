@@ -20,7 +20,7 @@ FLOAT64 = np.dtype(np.float64)
 WAVES = 2048
 """Blocks of a launch whose threads take several elements each."""
 THREADS = 1 << 16
-"""Of a reduction, where there is enough to reduce: half of what fits on the largest GPUs."""
+"""Of a reduction, where there is enough to reduce: a quarter of those that the largest GPUs hold at once."""
 SERIAL = 16
 """Numbers that a thread takes at least before a reduction is cut in parts; below `WHOLE` of them it is not cut."""
 WHOLE = 128

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.cublaslt_types import Epilogue, Operand, Product
-from tests.cuda.fake_cublaslt import R_16BF, R_16F, R_32F, R_64F, FakeCublasLt, decode, encode
+from tests.cuda.fake_cublaslt import R_16BF, R_16F, R_32F, R_64F, decode, encode
 
 Array = np.ndarray[Any, Any]
 KINDS = {"float32": R_32F, "float64": R_64F, "float16": R_16F, "bfloat16": R_16BF}
@@ -131,18 +129,3 @@ class Case:
         if values.dtype != np.uint8:
             return values
         return bits(np.unpackbits(values, axis=1, bitorder="little")[:, : self.product.out.columns])
-
-
-def watched() -> Iterator[FakeCublasLt]:
-    """A library, which must not have met anything that it does not understand."""
-    library = FakeCublasLt()
-    yield library
-    assert not library.errors
-
-
-def bound(library: FakeCublasLt) -> Iterator[CublasLt]:
-    """Its binding, which must not leave anything behind."""
-    binding = CublasLt(WORKSPACE, SIZE, library)
-    yield binding
-    binding.close()
-    assert not library.live

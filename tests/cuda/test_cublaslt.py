@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,24 +16,8 @@ from fcdense.cuda import cublaslt
 from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.cublaslt_types import Epilogue, Product
 from fcdense.errors import DeviceError
-from tests.cuda.cublaslt_cases import SIZE, STREAM, WORKSPACE, Case, Placed, bound, watched
+from tests.cuda.cublaslt_cases import SIZE, STREAM, WORKSPACE, Case, Placed
 from tests.cuda.fake_cublaslt import R_16BF, FakeCublasLt, encode
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeCublasLt]:
-    yield from watched()
-
-
-@pytest.fixture
-def binding(fake: FakeCublasLt) -> Iterator[CublasLt]:
-    yield from bound(fake)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 

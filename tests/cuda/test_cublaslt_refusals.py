@@ -6,7 +6,6 @@ import ctypes
 import re
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,8 @@ from fcdense.cuda.cublaslt import CublasLt, refusal, workspace_size
 from fcdense.cuda.cublaslt_types import Epilogue, Operand, Product
 from fcdense.cuda.library import library_path
 from fcdense.errors import DeviceError
-from tests.cuda.cublaslt_cases import SIZE, STREAM, WORKSPACE, Case, bound, watched
+from tests.cuda.cublaslt_cases import SIZE, STREAM, WORKSPACE, Case
 from tests.cuda.fake_cublaslt import PROTOTYPES, FakeCublasLt
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeCublasLt]:
-    yield from watched()
-
-
-@pytest.fixture
-def binding(fake: FakeCublasLt) -> Iterator[CublasLt]:
-    yield from bound(fake)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda import plan
 from fcdense.cuda.functor import functor
 from fcdense.cuda.source import Kernel
+from fcdense.cuda.tuning import Only
 from tests import emulation
 from tests.emulation import ORDERS, SOURCES, EmulatedDriver
 
@@ -196,22 +197,11 @@ def test_the_oldest_tensor_cores() -> None:
     assert driver.launches == ["gemm_mma and product"]
 
 
-class Fixed(plan.Plan):
-    """Chooses one thing."""
-
-    def __init__(self, choice: plan.Choice) -> None:
-        super().__init__("emulated")
-        self._choice = choice
-
-    def choose(self, problem: plan.Problem) -> plan.Choice:
-        return self._choice
-
-
 def test_tf32_keeps_ten_bits() -> None:
     rng = np.random.default_rng(4)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((70, 96), (96, 70)))
     backend = CudaBackend(EmulatedDriver())
-    backend.products.plan = Fixed(plan.Choice("mma", "tf32", plan.MMA["tf32"][1]))
+    backend.products.plan = Only(plan.Choice("mma", "tf32", plan.MMA["tf32"][1]), backend.products.plan)
     out = backend.empty((70, 70), F32)
     backend.matmul(*upload(backend, x, w), out=out)
     error = np.abs(backend.to_host(out) - x.astype(np.float64) @ w)

@@ -14,6 +14,7 @@ from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda import plan
 from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.plan import Choice, Plan, Problem
+from fcdense.cuda.tuning import Only
 from tests import emulation
 from tests.cuda.cublaslt_cases import SIZE, WORKSPACE
 from tests.cuda.fake_cublaslt import FakeCublasLt
@@ -23,15 +24,9 @@ pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ her
 LIBRARY = Choice("cuBLASLt", "")
 
 
-class Fixed(Plan):
-    """Chooses one thing."""
-
-    def __init__(self, choice: Choice) -> None:
-        super().__init__("emulated")
-        self._choice = choice
-
-    def choose(self, problem: Problem) -> Choice:
-        return self._choice
+def only(choice: Choice) -> Plan:
+    """Chooses this, where it serves."""
+    return Only(choice, Plan("emulated"))
 
 
 def problem(rows: int, columns: int, depth: int, dtype: str = "bfloat16", **changes: Any) -> Problem:
@@ -105,7 +100,7 @@ def test_layers_by_the_library(dtype: Any) -> None:
     driver = EmulatedDriver()
     driver.library = CublasLt(WORKSPACE, SIZE, FakeCublasLt())
     backend = CudaBackend(driver)
-    backend.products.plan = Fixed(LIBRARY)
+    backend.products.plan = only(LIBRARY)
     rng = np.random.default_rng(0)
     given = [rng.integers(-2, 3, shape).astype(dtype) for shape in ((12, 24), (24, 16), (16,), (12, 16))]
     x, w, b, dz = (backend.from_host(array) for array in given)
@@ -144,7 +139,7 @@ def test_the_kernel_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
             outs[0].host[place] = function(sums[place], *(x.host[place] for x in operands))
 
     monkeypatch.setattr(gpu_dense, "product", product)
-    backend = CudaBackend(EmulatedDriver(), Fixed(Choice("numba", "float32")))
+    backend = CudaBackend(EmulatedDriver(), only(Choice("numba", "float32")))
     x, w = (
         backend.from_host(np.arange(n, dtype=np.float32).reshape(shape)) for n, shape in ((12, (3, 4)), (8, (4, 2)))
     )
@@ -163,7 +158,7 @@ def test_what_the_library_refuses_is_computed_by_us() -> None:
     driver = EmulatedDriver()
     driver.library = CublasLt(WORKSPACE, SIZE, FakeCublasLt())
     backend = CudaBackend(driver)
-    backend.products.plan = Fixed(LIBRARY)
+    backend.products.plan = only(LIBRARY)
     x = np.arange(48.0, dtype=np.float32).reshape(6, 8)
     given = backend.from_host(x)
     out = backend.empty((3, 3), x.dtype)
