@@ -134,11 +134,15 @@ def is_recording() -> bool:
 @contextmanager
 def recording(enabled: bool) -> Iterator[None]:
     """Switch recording on or off inside the `with` block."""
-    token = _recording.set(enabled)
+    before = _recording.get()
     try:
+        _recording.set(enabled)  # Ctrl-C may come as soon as it returns, so that it has to be inside
         yield
+    except GeneratorExit:  # Ctrl-C came where the block's end is told; a block around it may have ended since
+        before = before if _recording.get() is enabled else _recording.get()
+        raise
     finally:
-        _recording.reset(token)
+        _recording.set(before)
 
 
 def no_grad() -> Any:

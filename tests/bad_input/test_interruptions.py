@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,23 @@ def test_ctrl_c_at_any_moment_leaves_a_model_that_learns(seconds, is_new):
     assert all(np.isfinite(array).all() for array in trainer.model.state_dict().values())
     trainer.fit(X, Y, epochs=30, verbose=False)
     assert trainer.evaluate(X, Y)["loss"] < before
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+def test_ctrl_c_at_any_moment_leaves_recording_on():
+    """In one of ten tries it comes between the switch and the block, or where the block's end is told."""
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for microseconds in np.random.default_rng(0).uniform(20.0, 200.0, 400):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * microseconds)
+                while True:
+                    with fc.no_grad(), fc.no_grad():
+                        pass
+            assert (2.0 * fc.tensor([1.0], requires_grad=True)).requires_grad
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def test_a_generator_shorter_than_an_epoch():
