@@ -9,32 +9,28 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import cupy
 import numpy as np
-from cupy.cuda import driver as cuda
 from cupy.cuda import runtime
 
 from fcdense.arena import Array
-from fcdense.cuda import compile as compiling
 from fcdense.cuda.cublaslt import CublasLt, workspace_size
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.library import library_path
+from fcdense.cuda.modules import FAILURES, Function, Launch, LaunchQueue, Modules
 from fcdense.cuda.source import Kernel
 from fcdense.cuda.transfers import Loan, Staging
 from fcdense.errors import CaptureError, DeviceError, OutOfMemory
 
-FAILURES = (runtime.CUDARuntimeError, cuda.CUDADriverError)
 OLDEST = (7, 5)
 SPECIFIC = (9, 10, 11)
 """Generations whose tensor cores are reached by code for one chip alone: "sm_90a"."""
-SHARED_BY_DEFAULT = 48 * 1024
-"""Bytes of dynamic shared memory from which on a kernel has to ask for it."""
 
 
 def architecture_of(index: int) -> str:
@@ -76,10 +72,10 @@ class DeviceArray(cupy.ndarray):  # type: ignore[misc]
 
 
 class Step(NamedTuple):
-    """What is noted of a step: its launches, which are told the stream, its kernels, and the arrays made for it."""
+    """What is noted of a step: its launches, which are told the stream, their kernels, and the arrays made for it."""
 
-    launches: list[Callable[..., object]]
-    kernels: list[Kernel]
+    launches: list[Callable[[Any], object]]
+    kernels: list[Future[Function]]
     arrays: list[Array]
 
 
@@ -129,13 +125,13 @@ class CupyDriver(Driver):
         self._index = index
         self.device: Any = cupy.cuda.Device(index)
         with self.device:
-            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self._stream: Any = cupy.cuda.Stream(non_blocking=True)
+        self._modules = Modules(self.name, self.architecture, self.device)
+        self._queue = LaunchQueue()
         # A pool gives freed memory to whoever asks next on the same stream (cuda/memory.pyx, `_Arena`), here always
         # this one: what is launched on it later runs later. CUDA's own pool would put allocations into graphs.
-        self._pool = cupy.cuda.MemoryPool()
-        self._staging = Staging(self.stream)
-        self._functions: dict[str, tuple[Any, np.dtype[Any]]] = {}
-        self._loading = threading.Lock()
+        self._pool = cupy.cuda.MemoryPool(partial(_allocate, self._queue))
+        self._staging = Staging()
         self._local = threading.local()
         self.gpu = runtime.getDeviceProperties(index)["name"].decode()
         self.no_library = ""
@@ -155,6 +151,13 @@ class CupyDriver(Driver):
             self.no_library = str(error)
             return None
 
+    @property
+    def stream(self) -> Any:
+        """The stream, with all launches so far in it."""
+        with self.device:
+            self._queue.settle()
+        return self._stream
+
     # ---- arrays ------------------------------------------------------------------------------------------------------
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -168,7 +171,9 @@ class CupyDriver(Driver):
         """Memory of the pool, whose blocks are multiples of 512 bytes."""
         nbytes = math.prod(shape) * dtype.itemsize
         refused = (cupy.cuda.memory.OutOfMemoryError, OverflowError)
-        with self.device, self.stream:
+        with self.device, self._stream:
+            if self._pool.get_limit():  # there it frees what is unused before it asks for more
+                self._queue.settle()
             with suppress(*refused):
                 return self._pool.malloc(nbytes)
             # The pool has given back what it held unused (cuda/memory.pyx, `_try_malloc`). CuPy's own may hold more.
@@ -203,7 +208,7 @@ class CupyDriver(Driver):
     def upload(self, array: np.ndarray[Any, Any]) -> Array:
         made = self.empty(array.shape, array.dtype)
         with self.device:
-            self._staging.send(array, made.data)
+            self._staging.send(array, made.data, self.stream)
         return made
 
     def write(self, target: Array, value: Any) -> None:
@@ -212,7 +217,7 @@ class CupyDriver(Driver):
             values = np.broadcast_to(np.asarray(value, target.dtype), target.shape)
             if target.flags.c_contiguous:
                 with self.device:
-                    self._staging.send(values, target.data)
+                    self._staging.send(values, target.data, self.stream)
                 return
             value = self.upload(values)
         flat = target.flags.c_contiguous and value.flags.c_contiguous
@@ -237,34 +242,34 @@ class CupyDriver(Driver):
                 f"The array lies on cuda:{array.data.device_id}, expected {self.name}. Copy it there first."
             )
         loan = Loan(array, self.device, cupy.cuda.get_current_stream(self._index), self.stream)
+        self._queue.loans.add(loan)
         return self.wrap(array.shape, array.dtype, self._place(array, 0, loan), array.strides)
 
     def hand_over(self, array: Array) -> Array:
         loan = Loan(array, self.device, self.stream, cupy.cuda.get_current_stream(self._index))
+        self._queue.loans.add(loan)
         return cupy.ndarray(array.shape, array.dtype, self._place(array, 0, loan), array.strides)
 
     # ---- kernels -----------------------------------------------------------------------------------------------------
 
     def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: np.ndarray[Any, Any]) -> None:
-        step = self._step
-        if step is not None:
-            step.kernels.append(kernel)
-            step.launches.append(partial(self._launch, kernel, grid, arguments.copy()))
-            return
+        call = Launch(kernel, grid, arguments.copy())
         with self.device:
-            try:
-                self._launch(kernel, grid, arguments, self.stream)
-            except FAILURES as error:
-                raise DeviceError(
-                    f"{self.name}: '{kernel.name}' was not launched, or a kernel before it has failed: {error}."
-                ) from error
+            loaded = self._modules.get(kernel)
+            step = self._step
+            if step is None:
+                self._queue.put(loaded, partial(self._launch, call))
+            else:
+                step.kernels.append(loaded)
+                step.launches.append(lambda stream: call.on(stream, loaded.result()))
 
-    def _launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: np.ndarray[Any, Any], stream: Any) -> None:
-        function, struct = self._function(kernel)
-        # An array of one element is passed by value: cuda/function.pyx, `_pointer`, asks for no more than size 1 and
-        # takes the address from its interface; CUDA knows from the function how many bytes to copy, and copies them
-        # before the call returns. As bytes, because the interface of a struct would list all of its fields.
-        function(grid, (kernel.threads, 1, 1), (arguments.view(struct),), kernel.shared, stream)
+    def _launch(self, call: Launch, function: Function) -> None:
+        try:
+            call.on(self._stream, function)
+        except FAILURES as error:
+            raise DeviceError(
+                f"{self.name}: '{call.kernel.name}' was not launched, or a kernel before it has failed: {error}."
+            ) from error
 
     def enqueue(self, launch: Callable[[int], object]) -> None:
         step = self._step
@@ -283,42 +288,6 @@ class CupyDriver(Driver):
             stop.synchronize()
             return 1e-3 * float(cupy.cuda.get_elapsed_time(start, stop))
 
-    def _load(self, kernels: Iterable[Kernel]) -> None:
-        """Make kernels ready, those that are not compiled yet at once."""
-        missing = {kernel.text: kernel for kernel in kernels if kernel.text not in self._functions}.values()
-        with ThreadPoolExecutor() as pool:
-            codes = list(pool.map(partial(compiling.code, architecture=self.architecture), missing))
-        with self.device:
-            for kernel, code in zip(missing, codes, strict=True):
-                self._function(kernel, code)
-
-    def _function(self, kernel: Kernel, code: bytes | None = None) -> tuple[Any, np.dtype[Any]]:
-        found = self._functions.get(kernel.text)
-        if found is None:
-            with self._loading:
-                found = self._functions.get(kernel.text)
-                if found is None:
-                    struct = np.dtype(f"V{kernel.arguments.itemsize}")
-                    found = self._functions[kernel.text] = self._loaded(kernel, code), struct
-        return found
-
-    def _loaded(self, kernel: Kernel, code: bytes | None) -> Any:
-        """The function of a kernel, which keeps its module loaded."""
-        code = compiling.code(kernel, self.architecture) if code is None else code
-        module = cupy.cuda.function.Module()
-        try:
-            module.load(code)
-            function = module.get_function("kernel")
-            if kernel.shared > SHARED_BY_DEFAULT:
-                asked = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                cuda.funcSetAttribute(function.ptr, asked, kernel.shared)
-        except FAILURES as error:
-            raise DeviceError(
-                f"{self.name} does not load '{kernel.name}' for {self.architecture}, {kernel.shared} bytes of shared "
-                f"memory: {error}. Does nvidia-smi name an older CUDA than that of the libraries?"
-            ) from error
-        return function
-
     # ---- recorded steps ----------------------------------------------------------------------------------------------
 
     @property
@@ -334,10 +303,11 @@ class CupyDriver(Driver):
             calls()
         finally:
             self._local.step = None
-        self._load(step.kernels)
+        for kernel in step.kernels:  # which are compiled side by side
+            kernel.result()
         return partial(self._replay, self._graph(step.launches), step.arrays)
 
-    def _graph(self, launches: list[Callable[..., object]]) -> Any:
+    def _graph(self, launches: list[Callable[[Any], object]]) -> Any:
         """The launches as a graph.
 
         All memory is there by now and every kernel loaded: nothing but launches stands between begin and end. The
@@ -350,7 +320,7 @@ class CupyDriver(Driver):
                 stream.begin_capture(runtime.streamCaptureModeRelaxed)
                 try:
                     for launch in launches:
-                        launch(stream=stream)
+                        launch(stream)
                 except BaseException:
                     with suppress(*FAILURES):
                         stream.end_capture()
@@ -364,7 +334,17 @@ class CupyDriver(Driver):
     def _replay(self, graph: Any, arrays: list[Array]) -> None:
         """Launch a graph, which works on `arrays`. One that is still running may be dropped (cuGraphExecDestroy)."""
         with self.device:
-            graph.launch(self.stream)
+            self._queue.settle()
+            graph.launch(self._stream)
+
+
+def _allocate(queue: LaunchQueue, size: int) -> Any:
+    """New memory for the pool. Where there is none it frees what is unused, which launches that wait may still use."""
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except runtime.CUDARuntimeError:
+        queue.settle()
+        raise
 
 
 def _forget(driver: weakref.ref[CupyDriver]) -> None:

@@ -47,13 +47,12 @@ class Staging:
     PIECE = 4 << 20
     AHEAD = 64 << 20
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pieces: deque[tuple[Any, Any, int]] = deque()
         self._bytes = 0
 
-    def send(self, values: np.ndarray[Any, Any], target: Any) -> None:
+    def send(self, values: np.ndarray[Any, Any], target: Any, stream: Any) -> None:
         """Copy an array of the host to a place on the device; waits only with `AHEAD` bytes on the way."""
         source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         with self._lock:
@@ -62,8 +61,8 @@ class Staging:
                 self._reclaim(piece.size)
                 memory = cupy.cuda.alloc_pinned_memory(piece.size)
                 np.frombuffer(memory, np.uint8, piece.size)[:] = piece
-                (target + start).copy_from_host_async(memory.ptr, piece.size, self._stream)
-                event = self._stream.record(cupy.cuda.Event(disable_timing=True))
+                (target + start).copy_from_host_async(memory.ptr, piece.size, stream)
+                event = stream.record(cupy.cuda.Event(disable_timing=True))
                 self._pieces.append((event, memory, piece.size))
                 self._bytes += piece.size
 

@@ -62,6 +62,7 @@ class Machine:
         self.fails: dict[str, Exception] = {}
         self.streams: list[weakref.ref[Stream]] = []
         self.pinned: list[Any] = []
+        self.released: list[Any] = []
         self.functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
         self.local = threading.local()
         self.lock = threading.RLock()
@@ -238,15 +239,35 @@ class UnownedMemory:
         self.ptr, self.size, self.owner, self.device_id = ptr, size, owner, device_id
 
 
-class Block:
-    """Memory of a GPU: of a pool, and given back to it for the stream that it was made for."""
+class Memory:
+    """Memory of a GPU, which the machine refuses to give where there is no more, and takes back once it is freed."""
 
-    def __init__(self, pool: MemoryPool, key: tuple[int, Stream, int], raw: Any) -> None:
-        self.pool, self.key, self.raw = pool, key, raw
-        self.ptr, self.size, self.device_id = raw.ctypes.data, key[2], key[0]
+    def __init__(self, machine: Machine, size: int) -> None:
+        self.machine, self.size, self.device_id = machine, size, machine.devices[-1]
+        machine.called("malloc")
+        if size > machine.free[self.device_id]:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        machine.free[self.device_id] -= size
+        raw = np.full(size + UNIT, 0xFF, np.uint8)
+        self.raw = raw[-raw.ctypes.data % UNIT :][:size]
+        self.ptr = self.raw.ctypes.data
+
+    def release(self) -> None:
+        """What was given before is done first, as cudaFree waits for it; what comes later finds other numbers."""
+        self.machine.free[self.device_id] += self.size
+        self.raw[:] = 0xEE
+        self.machine.released.append(self.raw)
+
+
+class Block:
+    """Memory of a pool, given back to it for the stream that it was made for."""
+
+    def __init__(self, pool: MemoryPool, key: tuple[int, Stream, int], memory: Memory) -> None:
+        self.pool, self.key, self.memory = pool, key, memory
+        self.ptr, self.size, self.device_id = memory.ptr, key[2], key[0]
 
     def __del__(self) -> None:
-        self.pool.unused.setdefault(self.key, []).append(self.raw)
+        self.pool.unused.setdefault(self.key, []).append(self.memory)
 
 
 class MemoryPointer:
@@ -269,9 +290,14 @@ class MemoryPointer:
 
 
 class MemoryPool:
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, allocator: Callable[[int], MemoryPointer] | None = None) -> None:
         self._machine = machine
-        self.unused: dict[tuple[int, Stream, int], list[Any]] = {}
+        self._allocate = allocator or (lambda size: MemoryPointer(Memory(machine, size), 0))
+        self.unused: dict[tuple[int, Stream, int], list[Memory]] = {}
+        self.limit = 0
+
+    def get_limit(self) -> int:
+        return self.limit
 
     def malloc(self, size: int) -> MemoryPointer:
         if size >= 2**63:
@@ -281,25 +307,27 @@ class MemoryPool:
         if not size:
             return MemoryPointer(UnownedMemory(0, 0, None, key[0]), 0)
         found = self.unused.get(key)
-        if found:
-            return MemoryPointer(Block(self, key, found.pop()), 0)
-        machine.called("malloc")
-        if key[2] > machine.free[key[0]]:
-            gc.collect()
+        return MemoryPointer(Block(self, key, found.pop() if found else self._made(key[2])), 0)
+
+    def _made(self, size: int) -> Any:
+        if self.limit:  # and if that were reached
             self.free_all_blocks()
-        if key[2] > machine.free[key[0]]:
-            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
-        machine.free[key[0]] -= key[2]
-        raw = np.full(key[2] + UNIT, 0xFF, np.uint8)
-        return MemoryPointer(Block(self, key, raw[-raw.ctypes.data % UNIT :][: key[2]]), 0)
+        for _ in range(2):
+            try:
+                return self._allocate(size).mem
+            except CUDARuntimeError:
+                gc.collect()
+                self.free_all_blocks()
+        raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
 
     def free_bytes(self) -> int:
-        return sum(key[2] * len(raws) for key, raws in self.unused.items() if key[0] == self._machine.devices[-1])
+        return sum(key[2] * len(found) for key, found in self.unused.items() if key[0] == self._machine.devices[-1])
 
     def free_all_blocks(self) -> None:
         self._machine.synchronize()
         for key in [key for key in self.unused if key[0] == self._machine.devices[-1]]:
-            self._machine.free[key[0]] += key[2] * len(self.unused.pop(key))
+            for memory in self.unused.pop(key):
+                memory.release()
 
 
 def alloc_pinned_memory(machine: Machine, size: int) -> Any:

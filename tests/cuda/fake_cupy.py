@@ -101,6 +101,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
     cuda.__dict__.update(
         Device=of_the_machine(fake_cuda.Device),
         Event=of_the_machine(fake_cuda.Event),
+        Memory=of_the_machine(fake_cuda.Memory),
         MemoryPointer=MemoryPointer,
         MemoryPool=of_the_machine(fake_cuda.MemoryPool),
         Stream=of_the_machine(fake_cuda.Stream),
@@ -131,7 +132,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
     )
     for module in (cupy, cuda):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    names = [f"fcdense.cuda.{name}" for name in ("transfers", "cupy_driver")]
+    names = [f"fcdense.cuda.{name}" for name in ("modules", "transfers", "cupy_driver")]
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)  # so that what was there before comes back afterwards
         del sys.modules[name]

@@ -168,6 +168,7 @@ def test_arguments_arrive_as_they_were(recorded: bool, driver: Any, machine: Mac
         driver.record(call)
     else:
         call()
+        assert driver.stream.waiting
     ((launched, grid, content),) = machine.launched
     assert content == expected
     assert grid == (3, 2, 1)
@@ -216,6 +217,7 @@ def test_shared_memory_is_asked_for(shared: int, driver: Any) -> None:
 def test_shared_memory_that_is_not_there(driver: Any) -> None:
     with pytest.raises(DeviceError, match=r"does not load 'next_stream' for sm_90a, 999999 bytes of shared memory"):
         driver.launch(KERNEL._replace(shared=999_999), (1, 1, 1), np.zeros(1, KERNEL.arguments))
+        driver.download(words(driver, 1))
     driver.check()
 
 
@@ -224,9 +226,11 @@ def test_failures_are_named(driver: Any, machine: Machine) -> None:
     machine.fails["moduleLoadData"] = CUDADriverError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
     with pytest.raises(DeviceError, match=r"UNSUPPORTED_PTX_VERSION\. Does nvidia-smi name an older CUDA"):
         advance(driver, state, out)
+        driver.download(out)
     machine.fails["launchKernel"] = CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS")
     with pytest.raises(DeviceError, match="cuda:1: 'next_stream' was not launched, or a kernel before it has failed"):
         advance(driver, state, out)
+        driver.download(out)
     machine.fails["streamSynchronize"] = CUDARuntimeError("cudaErrorIllegalAddress")
     with pytest.raises(DeviceError, match="cuda:1: a kernel that was launched before has failed: cudaErrorIllegalAd"):
         driver.download(state)
