@@ -86,8 +86,11 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
         backend.products.plan = plan
     if not noting.problems:
         raise ArgumentError(f"The step multiplies no matrices on {chosen.name}: is its model there?")
-    found = {bucket: tuning.measure(backend, problem) for bucket, problem in noting.problems.items()}
-    lines = tuple((problem, str(plan.choose(problem)), found[bucket]) for bucket, problem in noting.problems.items())
-    path = tables.write(backend.driver, {bucket: measured[0].choice for bucket, measured in found.items()})
+    measured = {bucket: tuning.measure(backend, problem) for bucket, problem in noting.problems.items()}
+    found = {bucket: candidates for bucket, candidates in measured.items() if candidates}
+    lines = tuple(
+        (noting.problems[bucket], str(plan.choose(noting.problems[bucket])), found[bucket]) for bucket in found
+    )
+    path = tables.write(backend.driver, {bucket: candidates[0].choice for bucket, candidates in found.items()})
     backend.products.plan = tables.plan_of(backend.driver)
     return Tuning(chosen.name, lines, path)

@@ -52,7 +52,7 @@ def test_the_core_stays_small() -> None:
 
 def test_extras_add_to_the_core() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    known = "numba cuda12 cuda13 nvrtc numba-cuda sklearn onnx plot mpi peers test dev"
+    known = "numba cuda12 cuda13 nvrtc numba-cuda12 numba-cuda13 sklearn onnx plot mpi peers test dev"
     assert set(extras) == set(known.split())
     for name, requirements in extras.items():
         assert not CORE & {distribution(requirement) for requirement in requirements}, f"{name} repeats the core"

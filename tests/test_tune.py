@@ -59,7 +59,7 @@ def test_the_fastest_is_kept_and_chosen(emu: Device, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(driver, "timed", Clock(driver, "simt").timed)
     with fc.use_device(emu):
         found = tune(step)
-    buckets = ["float32 4x8x8 dw 4 program", "float32 8x8x4 ww 4"]
+    buckets = ["float32 to float32 4x8x8 dw 4 program", "float32 to float32 8x8x4 ww 4"]
     assert [problem.bucket for problem, *_ in found.lines] == buckets
     assert set(json.loads(found.path.read_text())) == set(buckets)
     assert backend.products.plan.choose(found.lines[0][0]).family == "simt"
@@ -72,11 +72,35 @@ def test_the_fastest_is_kept_and_chosen(emu: Device, monkeypatch: pytest.MonkeyP
 def test_all_that_can_serve_is_measured(emu: Device) -> None:
     backend = emu.backend
     assert isinstance(backend, CudaBackend)
-    problem = plan.Problem("float16", 20, 24, 300, 16, True, False, True)
+    problem = plan.Problem("float16", 20, 24, 300, 16, True, False, True, "float16")
     measured = tuning.measure(backend, problem)
     assert {choice for choice, _ in measured} == set(backend.products.plan.candidates(problem))
     assert len(measured) == 8  # four tilings, in one part and in two
     assert [m.seconds for m in measured] == sorted(m.seconds for m in measured)
+
+
+def test_what_cannot_run_after_all_is_left_out(
+    emu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, record = emu.backend, EmulatedDriver.record
+    assert isinstance(backend, CudaBackend)
+    problem = plan.Problem("float32", 8, 8, 8, 16, True, False, False, "float32")
+    first, second = backend.products.plan.candidates(problem)
+
+    def recorded(driver: Any, calls: Any) -> Any:
+        number["of the record"] += 1
+        if number["of the record"] in fails:
+            raise ImportError("no compiler here")
+        return record(driver, calls)
+
+    monkeypatch.setattr(EmulatedDriver, "record", recorded)
+    number, fails = {"of the record": 0}, {1}
+    with caplog.at_level(logging.WARNING):
+        assert [choice for choice, _ in tuning.measure(backend, problem)] == [second]
+    assert f"{first} is left out: no compiler here" in caplog.text
+    number, fails = {"of the record": 0}, {1, 2, 3, 4}
+    with fc.use_device(emu):
+        assert not tune(step).lines
 
 
 def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +112,10 @@ def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pyt
     path.write_text(path.read_text()[:-20])
     with caplog.at_level(logging.WARNING):
         assert tables.read(backend.driver) == {}
-    assert "run 'fcdense tune' again" in caplog.text
+    for text in ("[]", "null", '{"a": {"family": "of another version", "arithmetic": "", "tiling": [], "parts": 1}}'):
+        path.write_text(text)
+        assert tables.read(backend.driver) == {}
+    assert caplog.text.count("run 'fcdense tune' again") == 4
 
 
 def test_what_cannot_be_tuned_is_refused(emu: Device) -> None:

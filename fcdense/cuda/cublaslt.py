@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from ctypes import byref, c_int, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from fcdense.cuda import cublaslt_types as lt
 from fcdense.cuda.cublaslt_types import Attribute, Code, Epilogue, Found, Operand, Product, alignment_of, name_of
 from fcdense.cuda.library import library_path
 from fcdense.errors import DeviceError
+from fcdense.log import logger
 
 CANDIDATES = 8
 """How many algorithms are asked for when one is needed."""
@@ -111,7 +112,7 @@ class _Plan:
 class CublasLt:
     """The library on one device, for launches that run one after another: they share a workspace.
 
-    Any thread may call, with the device's context as the current one.
+    Any thread may call, on whatever device.
 
     Parameters
     ----------
@@ -121,6 +122,8 @@ class CublasLt:
         Bytes of it (`workspace_size`).
     library : optional
         What has the functions, in place of NVIDIA's.
+    device : context manager, optional
+        Makes the device the current one, which the library expects of every call; none where it is already.
 
     Raises
     ------
@@ -128,7 +131,7 @@ class CublasLt:
         The library is not there, is of another CUDA, or finds no GPU.
     """
 
-    def __init__(self, workspace: int, size: int, library: Any = None) -> None:
+    def __init__(self, workspace: int, size: int, library: Any = None, device: Any = None) -> None:
         if workspace % 256:
             raise DeviceError(f"cuBLASLt: the workspace lies at {workspace:#x}; a multiple of 256 bytes is expected.")
         self._library = lt.declare(ctypes.CDLL(library_path("cublasLt", "cuBLASLt")) if library is None else library)
@@ -143,23 +146,32 @@ class CublasLt:
         self._splits_evenly_only = 120603 <= number < 130800
         self._workspace, self._size = workspace, size
         self._plans: dict[Any, _Plan | str] = {}
+        self._device = nullcontext() if device is None else device
         self._lock = threading.Lock()
         self._handle = c_void_p()
         cure = f"It needs an NVIDIA GPU and a driver for CUDA {number // 10000}; nvidia-smi shows both."
-        self._check(self._library.cublasLtCreate(byref(self._handle)), "does not start", cure)
+        with self._device:
+            self._check(self._library.cublasLtCreate(byref(self._handle)), "does not start", cure)
 
     def close(self) -> None:
         """Destroy all that was made. The library waits for the device."""
-        with self._lock:
+        with self._device, self._lock:
             while self._plans:
                 self._forget(next(iter(self._plans)))
             self._library.cublasLtDestroy(self._handle)
             self._handle = c_void_p()
 
     def refusal(self, product: Product) -> str:
-        """Why the library does not compute a product; "" if it does, and then it is ready to be run or captured."""
-        with self._lock:
-            plan = self._plan(product)
+        """Why the library does not compute a product; "" if it does, and then it is ready to be run or captured.
+
+        A failure of the library, which may have no memory for its kernels at the moment, is logged as well.
+        """
+        with self._device, self._lock:
+            try:
+                plan = self._plan(product)
+            except DeviceError as error:
+                logger.warning("%s", error)
+                return str(error)
             return plan if isinstance(plan, str) else ""
 
     def run(self, product: Product, stream: int, algorithm: Algorithm | None = None) -> None:
@@ -172,7 +184,7 @@ class CublasLt:
         DeviceError
             It is refused or fails. Nothing was launched.
         """
-        with self._lock:
+        with self._device, self._lock:
             plan = self._served(product)
             self._point(plan.operation, *[x and x.address for x in (product.bias, product.aux)])
             (a, b, d), out = plan.layouts, product.out.address
@@ -187,13 +199,13 @@ class CublasLt:
 
     def algorithms(self, product: Product, count: int) -> list[Algorithm]:
         """Up to `count` algorithms for a product, in the order of the library's guess. Raises as `run` does."""
-        with self._lock:
+        with self._device, self._lock:
             plan = self._served(product)
             return self._query(plan.operation, plan.layouts, product, count)
 
     def choose(self, product: Product, algorithm: Algorithm) -> None:
         """Run a product by this algorithm from now on. Raises as `run` does."""
-        with self._lock:
+        with self._device, self._lock:
             self._served(product).code = Code.from_buffer_copy(algorithm.code)
 
     def _check(self, status: int, what: str, cure: str = "") -> None:
@@ -274,6 +286,7 @@ class CublasLt:
         with ExitStack() as made:
             preference = self._made(made, "MatmulPreference")
             self._set("MatmulPreference", preference, lt.MAX_WORKSPACE_BYTES, self._size)
+            self._set("MatmulPreference", preference, lt.REDUCTION_SCHEME_MASK, lt.IN_COMPUTE_TYPE)
             for attribute, x in zip(lt.MIN_ALIGNMENTS, (product.b, product.a, product.out, product.out), strict=True):
                 self._set("MatmulPreference", preference, attribute, alignment_of(x.address))
             found, returned = (Found * count)(), c_int()

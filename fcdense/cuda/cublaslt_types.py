@@ -155,6 +155,9 @@ EPILOGUE_AUX_LD = Attribute(12, c_int64)
 MAX_WORKSPACE_BYTES = Attribute(1, c_uint64)
 MIN_ALIGNMENTS = tuple(Attribute(number, c_uint32) for number in (5, 6, 7, 8))
 """Of A, B, C and D."""
+REDUCTION_SCHEME_MASK = Attribute(3, c_uint32)
+IN_COMPUTE_TYPE = 2
+"""Parts of the depth are kept in the type of the sums until they are added; otherwise in that of the result as well."""
 
 SPLITK_NUM = Attribute(2, c_uint32)
 

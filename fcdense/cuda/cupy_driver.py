@@ -144,9 +144,8 @@ class CupyDriver(Driver):
         size = workspace_size(self.architecture)
         try:
             library_path("cublasLt", "cuBLASLt")  # before memory is taken for it
-            with self.device:
-                self._workspace = self.empty((size,), np.dtype(np.uint8))
-                return CublasLt(self.address(self._workspace), size)
+            self._workspace = self.empty((size,), np.dtype(np.uint8))
+            return CublasLt(self.address(self._workspace), size, device=self.device)
         except (DeviceError, OutOfMemory) as error:
             self.no_library = str(error)
             return None

@@ -66,6 +66,8 @@ class Problem(NamedTuple):
         Whether those lines go along the depth.
     has_program : bool
         Whether more is computed than the product, or the product added to what is there.
+    out : str
+        The name of the dtype of what is stored.
     """
 
     dtype: str
@@ -76,13 +78,14 @@ class Problem(NamedTuple):
     a_along_depth: bool
     b_along_depth: bool
     has_program: bool
+    out: str
 
     @property
     def bucket(self) -> str:
         """What problems share a line of the table: sizes up to the same powers of two."""
         sizes = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in self[1:4])
         axes = "".join("dw"[not along] for along in (self.a_along_depth, self.b_along_depth))
-        return f"{self.dtype} {sizes} {axes} {self.copy}{' program' if self.has_program else ''}"
+        return f"{self.dtype} to {self.out} {sizes} {axes} {self.copy}{' program' if self.has_program else ''}"
 
 
 class Choice(NamedTuple):

@@ -94,7 +94,8 @@ class Products:
         left, right = Matrix(a, address(a), 1), Matrix(b, address(b), 0)
         along, copy = (left.along_depth, right.along_depth), min(left.copy, right.copy)
         has_program = program not in (SUM, ADDED)
-        problem = Problem(multiplied_as(a.dtype), rows, columns, a.shape[1], copy, *along, has_program)
+        stored = outs[0].dtype.name
+        problem = Problem(multiplied_as(a.dtype), rows, columns, a.shape[1], copy, *along, has_program, stored)
         choice = self.plan.choose(problem)
         others = {LIBRARY: self._by_library, NUMBA: self._by_numba}
         if choice.tiling is None and not others[choice.family](a, b, program, inputs, outs):

@@ -13,7 +13,7 @@ from typing import Any
 
 from fcdense.cuda.compile import headers
 from fcdense.cuda.driver import Driver
-from fcdense.cuda.plan import Choice, Plan
+from fcdense.cuda.plan import LIBRARY, NUMBA, Choice, Plan
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
 from fcdense.kernels import code_cache
 from fcdense.log import logger
@@ -40,7 +40,7 @@ def read(driver: Driver) -> dict[str, Choice]:
         return {bucket: _choice(line) for bucket, line in lines.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s is no table of measurements (%s); run 'fcdense tune' again.", path, error)
         return {}
 
@@ -62,6 +62,6 @@ def _line(choice: Choice) -> dict[str, Any]:
 
 
 def _choice(line: dict[str, Any]) -> Choice:
-    kind = {"simt": SimtTiling, "mma": MmaTiling}.get(line["family"])
+    kind = {"simt": SimtTiling, "mma": MmaTiling, LIBRARY: None, NUMBA: None}[line["family"]]
     tiling = None if kind is None else kind(*map(int, line["tiling"]))
     return Choice(str(line["family"]), str(line["arithmetic"]), tiling, int(line["parts"]))

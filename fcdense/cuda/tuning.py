@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from fcdense.cuda.driver import Driver
 from fcdense.cuda.graph import Recorded
 from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.product import SUM
-from fcdense.errors import OutOfMemory
+from fcdense.log import logger
 from fcdense.precision import DEFAULT, TF32, use_precision
 
 ROUNDS = 7
@@ -71,7 +70,7 @@ class Only(Plan):
 
 
 def measure(backend: CudaBackend, problem: Problem) -> list[Measured]:
-    """All candidates for a problem, the fastest first, on random numbers; without those that memory does not hold."""
+    """All candidates for a problem, the fastest first, on random numbers; without those that cannot run here."""
     driver, recorded = backend.driver, Recorded(backend)
     products, plan = recorded.products, backend.products.plan
     operands = list(_operands(driver, problem))
@@ -85,11 +84,14 @@ def measure(backend: CudaBackend, problem: Problem) -> list[Measured]:
     turns: list[tuple[Choice, Callable[[], None], int, list[float]]] = []
     for choice in plan.candidates(problem):
         products.plan = Only(choice, plan)
-        with suppress(OutOfMemory), use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
-            replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
+        try:
+            with use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
+                replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
             if products.served == str(choice):
                 replay()
                 turns.append((choice, replay, max(1, math.ceil(SECONDS / max(driver.timed(replay), 1e-7))), []))
+        except Exception as error:  # a library, and numba's compiler, have their own for what they cannot do after all
+            logger.warning("%s is left out: %s", choice, error)
     for _ in range(ROUNDS):
         for _, replay, count, seconds in turns:
             seconds.append(driver.timed(partial(_repeat, replay, count)) / (count * len(operands)))
@@ -103,10 +105,10 @@ def _repeat(run: Callable[[], None], count: int) -> None:
 
 def _operands(driver: Driver, problem: Problem) -> Iterator[tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]]:
     """Sets of operands that lie as those of the problem."""
-    dtype = np.dtype(np.float32 if problem.dtype == TF32 else problem.dtype)
+    dtype, stored = np.dtype(np.float32 if problem.dtype == TF32 else problem.dtype), np.dtype(problem.out)
     rows, columns, depth = problem[1:4]
     outs = 2 if problem.has_program else 1
-    nbytes = (rows * depth + depth * columns + outs * rows * columns) * dtype.itemsize
+    nbytes = (rows * depth + depth * columns) * dtype.itemsize + outs * rows * columns * stored.itemsize
     rng = np.random.default_rng(0)
 
     def random(height: int, width: int, along_width: bool) -> Array:
@@ -120,4 +122,4 @@ def _operands(driver: Driver, problem: Problem) -> Iterator[tuple[Array, Array, 
     for _ in range(max(1, min(MOST_IN_TURN, IN_TURN // max(nbytes, 1)))):
         a, b = random(rows, depth, problem.a_along_depth), random(depth, columns, not problem.b_along_depth)
         bias = (driver.upload(rng.standard_normal(columns, np.float32).astype(dtype)),) if problem.has_program else ()
-        yield a, b, bias, tuple(driver.empty((rows, columns), dtype) for _ in range(outs))
+        yield a, b, bias, tuple(driver.empty((rows, columns), stored) for _ in range(outs))

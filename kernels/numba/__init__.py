@@ -1,1 +1,1 @@
-"""Kernels compiled by Numba: the CPU's, which need the extra `numba`, and gpu_dense, which needs `numba-cuda`."""
+"""Kernels compiled by Numba: the CPU's (extra `numba`), and gpu_dense (extra `numba-cuda12` or `numba-cuda13`)."""

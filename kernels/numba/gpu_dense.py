@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import config, cuda
 
+MOST_BLOCKS = 65_535
+"""Along the second axis of a grid (CUDA C++ Programming Guide, Compute Capabilities)."""
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 Function = Callable[..., Any]
@@ -305,6 +307,8 @@ def product(
             f"{left.name} @ {right.name}: shapes {left.shape} and {right.shape}, expected (M, K) and (K, N)."
         )
     shape, dtype = (left.shape[0], right.shape[1]), left.dtype
+    if shape[1] > MOST_BLOCKS * tiling.columns:
+        raise ValueError(f"{right.name}: {shape[1]:,} columns, expected at most {MOST_BLOCKS * tiling.columns:,}.")
     if len(operands) > 2 or len(outs) not in (1, 2):
         raise ValueError(f"{len(operands)} operands and {len(outs)} outs, expected at most 2, and 1 or 2.")
     reads = [matrix(f"operands[{n}]", item).broadcast(shape) for n, item in enumerate(operands)]

@@ -210,7 +210,7 @@ def test_a_family_is_measured_by_its_fastest_tiling(
 def test_every_family_is_a_peer(architecture: str) -> None:
     chosen = plan.Plan(architecture, has_library=True, has_numba=True)
     for dtype in ("bfloat16", "float32"):
-        problem = plan.Problem(dtype, 512, 512, 512, 16, True, False, True)
+        problem = plan.Problem(dtype, 512, 512, 512, 16, True, False, True, dtype)
         names = {f"cuda_{choice.family.lower()}" for choice in chosen.candidates(problem)}
         assert names <= set(importlib.import_module("fcdense.bench.candidates").peer_names())
 

@@ -21,7 +21,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-INVALID_VALUE, INTERNAL_ERROR, NOT_SUPPORTED = 7, 14, 15
+NO_DEVICE, INVALID_VALUE, INTERNAL_ERROR, NOT_SUPPORTED = 1, 7, 14, 15
 R_32F, R_64F, R_16F, R_16BF = 0, 1, 2, 14
 STORED = {R_32F: np.float32, R_64F: np.float64, R_16F: np.float16, R_16BF: np.uint16}
 PAIRS = {
@@ -133,6 +133,8 @@ class FakeCublasLt:
         Calls of each function.
     failing : dict
         The status that a function is going to return instead of doing anything.
+    is_current : function
+        Whether the device is the current one.
     splits : list
         Parts of the depth in the algorithms that it names, the first first.
     unusable : set
@@ -150,6 +152,7 @@ class FakeCublasLt:
         self.live: dict[int, Any] = {}
         self.counts: Counter[str] = Counter()
         self.failing: dict[str, int] = {}
+        self.is_current: Callable[[], object] = lambda: True
         self.errors: list[Exception] = []
         self.splits = [1, 2, 1]
         self.unusable: set[int] = set()
@@ -170,6 +173,8 @@ class FakeCublasLt:
     def _guarded(self, name: str, function: Callable[..., None]) -> Callable[..., int]:
         def called(*arguments: Any) -> int:
             self.counts[name] += 1
+            if not self.is_current():
+                return NO_DEVICE
             if name in self.failing:
                 return self.failing[name]
             try:
@@ -257,7 +262,8 @@ class FakeCublasLt:
             if found < asked and workspace <= wanted[1]:
                 token = len(self._algorithms)
                 described = {"told": self._told(*told), "alignments": alignments, "workspace": workspace}
-                self._algorithms.append(described | {"splits": splits, "number": number})
+                # Parts of the depth are rounded to the type of the result where that is allowed.
+                self._algorithms.append(described | {"splits": splits, "number": number, "rounds": wanted[3] & 4})
                 code = struct.pack("8Q", token, number, splits, 0, 0, 0, 0, 0)
                 result = code + struct.pack("Qif4i", workspace, state, 1.0, 0, 0, 0, 0)
                 ctypes.memmove(results + 96 * found, result, 96)
@@ -294,7 +300,11 @@ class FakeCublasLt:
         left, right = (x.T if description[number] else x for x, number in ((left, 3), (right, 4)))
         scale = ctypes.c_double if description.types[1] == R_64F else ctypes.c_float
         factors = [scale.from_address(where).value for where in (alpha, beta)]
-        result = factors[0] * (left @ right)
+        steps = range(0, left.shape[1], -(-left.shape[1] // algorithm["splits"]))
+        parts = [left[:, k : k + steps.step] @ right[k : k + steps.step] for k in steps]
+        if algorithm["rounds"]:
+            parts = [decode(encode(part, layouts[2].kind), layouts[2].kind) for part in parts]
+        result = factors[0] * sum(parts)
         if factors[1]:
             result += factors[1] * decode(out, layouts[2].kind)
         if 120603 <= self.version < 130800 and left.shape[1] % algorithm["splits"]:

@@ -17,7 +17,7 @@ from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.cublaslt_types import Epilogue, Product
 from fcdense.errors import DeviceError
 from tests.cuda.cublaslt_cases import SIZE, STREAM, WORKSPACE, Case, Placed
-from tests.cuda.fake_cublaslt import R_16BF, FakeCublasLt, encode
+from tests.cuda.fake_cublaslt import R_16BF, R_16F, FakeCublasLt, decode, encode
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
@@ -235,6 +235,18 @@ def test_algorithms_that_are_named_as_unusable_are_left_out(
     case.check()
     assert fake.launches == [(STREAM, 1, 0)]
     assert len(binding.algorithms(case.product, 8)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_parts_of_the_depth_are_not_rounded(
+    dtype: str, binding: CublasLt, fake: FakeCublasLt, rng: np.random.Generator
+) -> None:
+    fake.splits = [8]
+    case = Case(rng, dtype=dtype, shape=(16, 64, 16))
+    binding.run(case.product, STREAM)
+    exact = case.a.values @ case.b.values
+    kind = R_16BF if dtype == "bfloat16" else R_16F
+    np.testing.assert_array_equal(case.out.values, decode(encode(exact, kind), kind))
 
 
 @pytest.mark.parametrize(

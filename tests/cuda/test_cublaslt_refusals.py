@@ -135,6 +135,39 @@ def test_a_function_that_fails_leaves_nothing_behind(
     case.check()
 
 
+def test_a_failure_of_the_query_refuses_for_the_moment(
+    binding: CublasLt, fake: FakeCublasLt, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case(rng)
+    fake.failing["cublasLtMatmulAlgoGetHeuristic"] = 14
+    with caplog.at_level("WARNING"):
+        assert "names no algorithm" in binding.refusal(case.product)
+    assert "fake status 14 (status 14)" in caplog.text
+    assert len(fake.live) == 1
+    fake.failing.clear()
+    assert binding.refusal(case.product) == ""
+
+
+def test_every_call_finds_the_device_current(fake: FakeCublasLt, rng: np.random.Generator) -> None:
+    depth: list[int] = []
+
+    class Device:
+        def __enter__(self) -> None:
+            depth.append(1)
+
+        def __exit__(self, *_: object) -> None:
+            depth.pop()
+
+    fake.is_current = lambda: depth
+    binding, case = CublasLt(WORKSPACE, SIZE, fake, Device()), Case(rng)
+    assert binding.refusal(case.product) == ""
+    assert binding.algorithms(case.product, 2)
+    binding.run(case.product, STREAM)
+    case.check()
+    binding.close()
+    assert not depth
+
+
 def test_what_is_not_supported_is_named(binding: CublasLt, fake: FakeCublasLt, rng: np.random.Generator) -> None:
     fake.failing["cublasLtMatmul"] = 15
     case = Case(rng, Epilogue.GELU, "bfloat16", "float32", shape=(4, 5, 6))
@@ -200,7 +233,8 @@ HEADER = {
         "TRANSA": (3, 4), "TRANSB": (4, 4), "EPILOGUE": (7, 4), "BIAS_POINTER": (8, 8), "EPILOGUE_AUX_POINTER": (11, 8),
         "EPILOGUE_AUX_LD": (12, 8),
     },
-    "MATMUL_PREF": {"MAX_WORKSPACE_BYTES": (1, 8)},
+    "MATMUL_PREF": {"MAX_WORKSPACE_BYTES": (1, 8), "REDUCTION_SCHEME_MASK": (3, 4)},
+    "REDUCTION_SCHEME": {"COMPUTE_TYPE": 2},
     "MIN_ALIGNMENT_BYTES": [(5, 4), (6, 4), (7, 4), (8, 4)],
     "ALGO_CONFIG": {"SPLITK_NUM": (2, 4)},
     "CUDA_R": {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14},
@@ -224,6 +258,7 @@ def test_numbers_are_those_of_the_header() -> None:
     assert computes == HEADER["COMPUTE"]
     assert {"N": int(False), "T": int(True)} == HEADER["OP"]
     assert lt.NOT_SUPPORTED == 15
+    assert HEADER["REDUCTION_SCHEME"]["COMPUTE_TYPE"] == lt.IN_COMPUTE_TYPE  # type: ignore[index]
 
 
 def test_structs_are_those_of_the_header() -> None:

@@ -97,11 +97,13 @@ def test_the_library_has_a_workspace_of_its_own(machine: Machine, monkeypatch: p
     assert driver_of(0).library is None
     made = []
     monkeypatch.setattr("fcdense.cuda.cupy_driver.library_path", lambda name, title: name)
-    monkeypatch.setattr("fcdense.cuda.cupy_driver.CublasLt", lambda place, size: made.append((place, size)) or "here")
+    monkeypatch.setattr(
+        "fcdense.cuda.cupy_driver.CublasLt", lambda *given, device: made.append((*given, device)) or "here"
+    )
     driver = driver_of(0)
     assert driver.library == "here"
-    ((place, size),) = made
-    assert (place % 256, size) == (0, 32 << 20)
+    ((place, size, device),) = made
+    assert (place % 256, size, device) == (0, 32 << 20, driver.device)
     taken = driver.upload(np.zeros(size, np.uint8))
     assert abs(driver.address(taken) - place) >= size
 

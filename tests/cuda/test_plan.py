@@ -31,7 +31,7 @@ def only(choice: Choice) -> Plan:
 
 def problem(rows: int, columns: int, depth: int, dtype: str = "bfloat16", **changes: Any) -> Problem:
     """One whose operands lie well."""
-    return Problem(dtype, rows, columns, depth, 16, True, False, False)._replace(**changes)
+    return Problem(dtype, rows, columns, depth, 16, True, False, False, dtype)._replace(**changes)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,12 @@ def test_how_many_matrices(operands: int, outs: int) -> None:
         gpu_dense.product(a, a, operands=[a] * operands, outs=[a] * outs)
 
 
+def test_more_columns_than_a_grid_has() -> None:
+    a, b = lent(1, 1), lent(1, 1 << 22)
+    with pytest.raises(ValueError, match=r"b: 4,194,304 columns, expected at most 4,194,240"):
+        gpu_dense.product(a, b, outs=[b])
+
+
 def test_without_numba_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "implementation", "Built-in")
     with pytest.raises(ImportError, match=r"pip install 'numba-cuda\[cu13\]'"):
@@ -127,7 +133,7 @@ def careless_gelu(z: Any) -> Any:
 
 def ptx(kernel: Any, dtype: np.dtype[Any], reads: int, writes: int, capability: tuple[int, int] = (8, 0)) -> str:
     """What numba-cuda makes of a kernel, without a GPU."""
-    pytest.importorskip("numba_cuda", reason="compiling for a GPU needs the extra numba-cuda")
+    pytest.importorskip("numba_cuda", reason="compiling for a GPU needs the extra numba-cuda13")
     rows, columns, strided = (types.Array(types.float32 if dtype == F32 else types.float64, 2, k) for k in "CFA")
     signature = types.void(rows, columns, types.Tuple([strided] * reads), types.Tuple([rows] * writes))
     text = cuda.compile(kernel.py_func, signature, device=False, abi="numba", cc=capability)[0]
@@ -184,7 +190,7 @@ def test_the_functions_that_fcdense_writes(name: str) -> None:
 @pytest.mark.parametrize("tiling", [gpu_dense.TILING, Tiling(128, 128, 8, 8, 8)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 def test_whole_numbers_are_exact_on_a_device(dtype: np.dtype[Any], tiling: Tiling) -> None:
-    pytest.importorskip("numba_cuda", reason="a GPU's kernels need the extra numba-cuda")
+    pytest.importorskip("numba_cuda", reason="a GPU's kernels need the extra numba-cuda13")
     rng = np.random.default_rng(1)
     x, w, b, dz = (rng.integers(-4, 5, shape) for shape in ((200, 70), (70, 130), (130,), (200, 130)))
     on_device = [cuda.to_device(a.astype(dtype)) for a in (x, w, b, dz)]
