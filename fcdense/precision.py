@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense.errors import ArgumentError, unknown_name
+from fcdense.scope import scoped
 
 FLOAT_KINDS = "fV"
 """The kinds of float dtypes: bfloat16, which ml_dtypes adds to NumPy, has the one that NumPy calls "other"."""
@@ -31,8 +31,7 @@ DEFAULT = Precision("float32", FLOAT32)
 _chosen: ContextVar[Precision] = ContextVar("fcdense_precision", default=DEFAULT)
 
 
-@contextmanager
-def use_precision(name: str) -> Iterator[None]:
+def use_precision(name: str) -> AbstractContextManager[Any]:
     """Multiply in fewer bits inside of the `with` block, in this thread or task: mixed precision (on a GPU).
 
     A dense layer with float32 parameters rounds its input and a copy of its kernel to 16 bits, sums in float32, and
@@ -66,11 +65,7 @@ def use_precision(name: str) -> Iterator[None]:
     ...     loss = fc.losses.cross_entropy(model(x), y)
     >>> loss.backward()
     """
-    token = _chosen.set(Precision(name, dtype_of(name)))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return scoped(_chosen, Precision(name, dtype_of(name)))
 
 
 def known(name: str) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from fcdense.arena import Array, Version
 from fcdense.backends.base import Mode
 from fcdense.errors import GraphError
+from fcdense.scope import scoped
 
 _recording: ContextVar[bool] = ContextVar("fcdense_recording", default=True)
 _numbers = itertools.count()
@@ -131,18 +132,9 @@ def is_recording() -> bool:
     return _recording.get()
 
 
-@contextmanager
-def recording(enabled: bool) -> Iterator[None]:
+def recording(enabled: bool) -> AbstractContextManager[bool]:
     """Switch recording on or off inside the `with` block."""
-    before = _recording.get()
-    try:
-        _recording.set(enabled)  # Ctrl-C may come as soon as it returns, so that it has to be inside
-        yield
-    except GeneratorExit:  # Ctrl-C came where the block's end is told; a block around it may have ended since
-        before = before if _recording.get() is enabled else _recording.get()
-        raise
-    finally:
-        _recording.set(before)
+    return scoped(_recording, enabled)
 
 
 def no_grad() -> Any:

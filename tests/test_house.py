@@ -22,7 +22,7 @@ ENVIRONMENT = {"FCDENSE_DEVICE", "FCDENSE_CACHE", "FCDENSE_LOG"}
 FLOORS = (
     (
         "words",
-        "_checkout errors log symbol algebra expression program lowering codegen loops emit math activation "
+        "_checkout errors log scope symbol algebra expression program lowering codegen loops emit math activation "
         "activations kernels/",
     ),
     ("memory", "layout arena random conversion precision"),

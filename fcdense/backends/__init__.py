@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +20,7 @@ from fcdense.backends.probe import Probe, cuda_probes, failed_probe, gpu_count
 from fcdense.backends.reference import ReferenceBackend
 from fcdense.errors import DeviceError
 from fcdense.log import logger
+from fcdense.scope import scoped
 
 __all__ = [
     "Backend",
@@ -82,7 +82,7 @@ _starting = threading.RLock()
 def _cuda(index: int) -> Device:
     failed = failed_probe()
     if failed is not None:
-        raise DeviceError(f"Device \"cuda\" cannot be used: probe '{failed.name}' failed: {failed.detail}")
+        raise DeviceError(f'Device "cuda" cannot be used: {failed}')
     if index >= gpu_count():
         raise DeviceError(f'Device "cuda:{index}" is not there: the driver shows {gpu_count()} GPU(s), from 0 on.')
     driver = import_module("fcdense.cuda.cupy_driver").CupyDriver(index)
@@ -95,7 +95,7 @@ def _auto() -> Device:
     failed = failed_probe()
     if failed is None:
         return _cuda(0)
-    logger.info("device 'auto' is the CPU: probe '%s' failed: %s", failed.name, failed.detail)
+    logger.info("device 'auto' is the CPU: %s", failed)
     return _CPU
 
 
@@ -146,15 +146,9 @@ def current_device() -> Device:
         raise DeviceError(f"{error} (The name comes from the environment variable FCDENSE_DEVICE.)") from None
 
 
-@contextmanager
-def use_device(spec: str | Device) -> Iterator[Device]:
+def use_device(spec: str | Device) -> AbstractContextManager[Device]:
     """Make `spec` the device of tensors and layers created inside the `with` block, in this thread or task."""
-    chosen = device(spec)
-    token = _chosen.set(chosen)
-    try:
-        yield chosen
-    finally:
-        _chosen.reset(token)
+    return scoped(_chosen, device(spec))
 
 
 def known_devices() -> list[Device]:

@@ -22,6 +22,9 @@ class Probe:
     passed: bool
     detail: str
 
+    def __str__(self) -> str:
+        return f"probe '{self.name}' {'passed' if self.passed else 'failed'}: {self.detail}"
+
 
 def gpu_count() -> int:
     """GPUs that the driver shows to this process; asked of the driver itself, 0.2 ms, no CuPy needed.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,22 +16,18 @@ from fcdense.nn.arguments import integer
 from fcdense.nn.input import device_of
 from fcdense.nn.layer import Layer
 from fcdense.parameter import Parameter
+from fcdense.scope import scoped
 from fcdense.tensor import Tensor, tensor
 
 _deferred: ContextVar[bool] = ContextVar("fcdense_deferred", default=False)
 
 
-@contextmanager
-def unbuilt() -> Iterator[None]:
+def unbuilt() -> AbstractContextManager[bool]:
     """Layers made inside the `with` block draw no initial values, even where `in_features` is given.
 
     For a model whose values come from `load_state_dict`; otherwise its first call draws them.
     """
-    token = _deferred.set(True)
-    try:
-        yield
-    finally:
-        _deferred.reset(token)
+    return scoped(_deferred, True)
 
 
 def is_deferred() -> bool:

@@ -108,7 +108,7 @@ def test_ctrl_c_at_any_moment_leaves_a_model_that_learns(seconds, is_new):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
-def test_ctrl_c_at_any_moment_leaves_recording_on():
+def test_ctrl_c_at_any_moment_leaves_settings_as_they_were():
     """In one of ten tries it comes between the switch and the block, or where the block's end is told."""
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -116,9 +116,11 @@ def test_ctrl_c_at_any_moment_leaves_recording_on():
             with suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 * microseconds)
                 while True:
-                    with fc.no_grad(), fc.no_grad():
+                    with fc.no_grad(), fc.no_grad(), fc.use_precision("tf32"), fc.use_device("reference"):
                         pass
             assert (2.0 * fc.tensor([1.0], requires_grad=True)).requires_grad
+            assert fc.current_precision() == "float32"
+            assert fc.current_device().name != "reference"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
