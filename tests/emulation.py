@@ -185,7 +185,8 @@ class EmulatedDriver(Driver):
 
     def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: HostArray) -> None:
         assert min(grid) > 0, f"{kernel.name}: grid {grid}"
-        assert kernel.shared <= 228 * 1024, f"{kernel.name}: {kernel.shared} bytes of shared memory"
+        assert max(grid[1:]) <= 65_535, f"{kernel.name}: grid {grid}"
+        assert kernel.shared <= 227 * 1024, f"{kernel.name}: {kernel.shared} bytes of shared memory"
         function = self._function(kernel)
         given = arguments.copy()
         if self._recorded is not None:

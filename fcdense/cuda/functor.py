@@ -187,8 +187,8 @@ def _literal(value: Any, kind: str) -> str:
         with np.errstate(over="ignore"):
             value = float(np.float32(value))
     if math.isnan(value):
-        return f"({kind})(0.0 / 0.0)"
+        return f"not_a_number<{kind}>()"
     if math.isinf(value):
-        return f"({kind})({'-' if value < 0 else ''}1.0 / 0.0)"
+        return f"{'-' if value < 0 else ''}infinity<{kind}>()"
     text = f"{value!r}{'f' if kind == 'float' else ''}"
     return f"({text})" if value < 0 or text.startswith("-") else text

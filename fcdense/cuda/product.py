@@ -23,6 +23,9 @@ from fcdense.errors import ShapeError
 from fcdense.precision import TF32, current_precision
 from fcdense.program import Program, trace
 
+LONGEST = (1 << 31) - 128
+"""An axis: kernels count in 32 bits, up to the end of a tile."""
+
 SUM = trace(lambda z: z, 1, name="product")
 ADDED = trace(lambda z, c: z + c, 2, name="added_product")
 
@@ -88,8 +91,10 @@ class Products:
             if sums is not None and not adds:
                 self._launcher.reduce("sum", outs[0], (0,), sums)
             return
-        if max(*a.shape, columns) >= 1 << 31:
-            raise ShapeError(f"A product of {a.shape} and {b.shape} is too large for a GPU: axes are below 2^31 here.")
+        if max(*a.shape, columns) > LONGEST:
+            raise ShapeError(
+                f"A product of {a.shape} and {b.shape} is too large for a GPU: axes are at most {LONGEST:,} long here."
+            )
         address = self._launcher.driver.address
         left, right = Matrix(a, address(a), 1), Matrix(b, address(b), 0)
         along, copy = (left.along_depth, right.along_depth), min(left.copy, right.copy)

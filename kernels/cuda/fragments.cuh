@@ -35,17 +35,17 @@ struct SharedTile {
     static __device__ __forceinline__ void read(char* tile, const T* from, Index line_stride, int i0, int end, int k0,
                                                 int depth) {
         constexpr int NUMBERS = COPY / static_cast<int>(sizeof(T)), ACROSS = LENGTH / NUMBERS;
-        constexpr int COUNT = LINES * ACROSS / THREADS;
-        constexpr int AT_ONCE = COUNT > 8 ? 4 : COUNT;  // more would not leave enough registers
-        static_assert(LINES * ACROSS % THREADS == 0, "every thread moves as much");
+        constexpr int COUNT = LINES * ACROSS / THREADS, STEP = THREADS / ACROSS;
+        constexpr int AT_ONCE = COUNT > 4 ? 4 : COUNT;  // more would not leave enough registers
+        static_assert(LINES % STEP == 0 && THREADS % ACROSS == 0, "a thread moves the same part of every STEP-th line");
         const int line0 = ALONG_DEPTH ? i0 : k0, line_end = ALONG_DEPTH ? end : depth;
         const int at0 = ALONG_DEPTH ? k0 : i0, at_end = ALONG_DEPTH ? depth : end;
+        const int first = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * NUMBERS, rest = at_end - at0 - at;
+        const int of_line = rest < 0 ? 0 : rest < NUMBERS ? rest : NUMBERS;
 #pragma unroll AT_ONCE
         for (int c = 0; c < COUNT; c++) {
-            const int n = c * THREADS + threadIdx.x, line = n / ACROSS, at = n % ACROSS * NUMBERS;
-            const int rest = line0 + line < line_end ? at_end - at0 - at : 0;
-            const int count = rest < 0 ? 0 : rest < NUMBERS ? rest : NUMBERS;
-            const T* source = count ? from + (line0 + line) * line_stride + at0 + at : from;
+            const int line = first + c * STEP, count = line0 + line < line_end ? of_line : 0;
+            const T* source = from + (line0 + line) * line_stride + at0 + at;  // read where there is something to copy
             char* to = tile + offset_of(line, at);
             if constexpr (COPY >= 4)
                 cp_async<COPY>(to, source, count * static_cast<int>(sizeof(T)));

@@ -19,7 +19,7 @@ struct Sum {
 struct Maximum {
     template <class C>
     static __device__ __forceinline__ C start() {
-        return C(-1.0 / 0.0);
+        return -infinity<C>();
     }
     template <class C>
     static __device__ __forceinline__ C join(C a, C b) {
@@ -29,7 +29,7 @@ struct Maximum {
 struct Minimum {
     template <class C>
     static __device__ __forceinline__ C start() {
-        return C(1.0 / 0.0);
+        return infinity<C>();
     }
     template <class C>
     static __device__ __forceinline__ C join(C a, C b) {

@@ -19,6 +19,16 @@ __device__ __forceinline__ Division divided(Index a, Index b) {
     return {quotient, static_cast<unsigned>(a) - quotient * static_cast<unsigned>(b)};
 }
 
+// By their bits: the compiler does not divide by zero before the GPU would.
+template <class C>
+__device__ __forceinline__ C infinity() {
+    return C(__uint_as_float(0x7f800000u));
+}
+template <class C>
+__device__ __forceinline__ C not_a_number() {
+    return C(__uint_as_float(0x7fc00000u));
+}
+
 struct Half {
     unsigned short bits;
 };

@@ -72,7 +72,7 @@ __device__ void cross_entropy(const CrossEntropy& a) {
         sum += exp(widened<C>(z[k * a.z_column]) - largest);
     }
     sum = group.template joined<Sum>(sum);
-    if (CLASSES && (wanted < 0 || wanted >= a.classes)) sum = loss = C(0.0 / 0.0);
+    if (CLASSES && (wanted < 0 || wanted >= a.classes)) sum = loss = not_a_number<C>();
     const C logarithm = log(sum);
     for (Index k = group.rank; k < a.classes; k += THREADS) {
         const C share = CLASSES ? C(k == wanted) : widened<C>(t[CLASSES ? 0 : k * a.target_column]);

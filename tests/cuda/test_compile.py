@@ -76,16 +76,19 @@ def mma(name: str, arithmetic: str) -> Iterator[Kernel]:
             yield gemm_source.gemm_mma(arithmetic, tiling, *along, (16, 16), epilogue_of(name, KINDS[arithmetic]))
 
 
-def odd(arithmetic: str) -> Kernel:
-    """Lines that are read number by number, and a program that takes one at a time."""
+def odd(arithmetic: str) -> Iterator[Kernel]:
+    """Lines that are read number by number, or two at once, and a program that takes one at a time."""
     dtype = KINDS[arithmetic]
     epilogue = epilogue_of("gelu", dtype, ONE)
-    return gemm_source.gemm_mma(arithmetic, plan.MMA[arithmetic][1], True, False, (16, dtype.itemsize), epilogue)
+    for copy in ((16, dtype.itemsize), (2 * dtype.itemsize, 16)):
+        for tiling in plan.MMA[arithmetic]:
+            yield gemm_source.gemm_mma(arithmetic, tiling, True, False, copy, epilogue)
 
 
 LOOPS = [(kernel, "simt") for name in ("linear", "mish") for kernel in simt(name)]
 LOOPS += [(kernel, arithmetic) for arithmetic in KINDS for kernel in mma("linear", arithmetic)]
 LOOPS += [(next(mma("mish", arithmetic)), arithmetic) for arithmetic in KINDS]
+ODD = [(kernel, arithmetic) for arithmetic in KINDS for kernel in odd(arithmetic)]
 NAMES = sorted(set(activations.names()) - {"softmax", "log_softmax"})
 
 
@@ -111,7 +114,7 @@ def others() -> Iterator[Kernel]:
         yield source.cast(dtype, F32, 2)
     yield source.cast(I64, F32, 1)
     yield source.next_stream()
-    yield from map(odd, KINDS)
+    yield from (kernel for kernel, _ in ODD)
 
 
 def sass(code: bytes) -> str:
@@ -140,7 +143,7 @@ def images(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Kernel, str], 
         pool.shutdown(cancel_futures=True)
 
 
-KIND = {kernel.text: kind for kernel, kind in LOOPS} | {odd(kind).text: kind for kind in KINDS}
+KIND = {kernel.text: kind for kernel, kind in (*LOOPS, *ODD)}
 
 
 def exists(kernel: Kernel, architecture: str) -> bool:

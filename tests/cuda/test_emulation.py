@@ -313,8 +313,8 @@ DAMAGE = {
     "a line too many": (
         "tensor cores",
         "fragments.cuh",
-        "line0 + line < line_end ? at_end - at0 - at : 0",
-        "at_end - at0 - at",
+        "line0 + line < line_end ? of_line : 0",
+        "of_line",
         0,
     ),
     "a line too long": ("tensor cores", "fragments.cuh", "rest < NUMBERS ? rest : NUMBERS", "NUMBERS", 0),

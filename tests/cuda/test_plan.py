@@ -15,6 +15,7 @@ from fcdense.cuda import plan
 from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.tuning import Only
+from fcdense.errors import ShapeError
 from tests import emulation
 from tests.cuda.cublaslt_cases import SIZE, WORKSPACE
 from tests.cuda.fake_cublaslt import FakeCublasLt
@@ -165,3 +166,11 @@ def test_what_the_library_refuses_is_computed_by_us() -> None:
     backend.matmul(given[::2, ::2], given[::2, ::2].T, out=out)
     np.testing.assert_array_equal(backend.to_host(out), x[::2, ::2] @ x[::2, ::2].T)
     assert "simt" in backend.products.served
+
+
+def test_axes_that_kernels_cannot_count() -> None:
+    """They go to the end of a tile in 32 bits."""
+    backend = CudaBackend(EmulatedDriver())
+    line = backend.broadcast_to(backend.zeros((1, 1), np.dtype(np.float32)), (1, 2**31 - 127))
+    with pytest.raises(ShapeError, match=r"too large for a GPU: axes are at most 2,147,483,520 long here"):
+        backend.matmul(line, line.T, out=backend.zeros((1, 1), line.dtype))
