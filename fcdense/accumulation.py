@@ -11,6 +11,7 @@ from fcdense import nn, optim, tape
 from fcdense.arena import Array
 from fcdense.data import Batch
 from fcdense.errors import DataError
+from fcdense.log import logger
 from fcdense.metrics import Accuracy, Metric, TopK
 from fcdense.tensor import Tensor
 
@@ -38,6 +39,7 @@ class Step:
         self._optimizer = optimizer
         self._loss_scale = loss_scale
         self._buffers = buffers
+        self._steps = optimizer.steps
         self._before: list[Tensor | None] = [None] * len(buffers)
         self.begin()
 
@@ -82,6 +84,16 @@ class Step:
         self._optimizer.zero_grad()
         self.begin()
         return True
+
+    def end_epoch(self, batches: int) -> None:
+        """Say so where all of its batches were left out because of the loss scale."""
+        if self._loss_scale is not None and self._optimizer.steps == self._steps:
+            logger.warning(
+                "float16: none of the %d batches of an epoch changed the model, as their gradients were infinite. The "
+                "loss scale has come down to %g and goes on falling; bfloat16 needs none.",
+                batches,
+                self._loss_scale.scale,
+            )
 
     def undo(self) -> None:
         """Leave everything as it was before, and begin anew."""

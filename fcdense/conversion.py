@@ -55,7 +55,10 @@ def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     if kind == "c":
         raise DTypeError(f"{what} is complex ({array.dtype}); dense layers are real. Pass .real and .imag as features.")
     if kind not in "fiub":
-        raise DTypeError(f"{what} has dtype {array.dtype}; expected floats, integers or booleans. Convert it first.")
+        raise DTypeError(
+            f"{what} has dtype {array.dtype}; expected floats, integers or booleans. Convert it first: "
+            "array.astype('float32')."
+        )
     if array.dtype.itemsize > 8:
         warn_once(("longdouble",), f"{what} is {array.dtype}; it is rounded to float64, the widest dtype of fcdense.")
         return array.astype(np.float64)

@@ -39,9 +39,12 @@ def first_non_finite(model: nn.Module, batch: Batch) -> str:
     for name, output in outputs:
         for tensor in _tensors(output):
             if (found := _first(tensor.numpy())) is not None:
+                cure = "Lower the learning rate, scale the data, or clip gradients."
+                if tensor.dtype == np.float16:
+                    cure = "float16 ends at 65504: scale the data, or train in bfloat16."
                 return (
                     f"the output of layer '{name}' is the first that is not finite ({tensor.numpy()[found]} in row "
-                    f"{found[0] if found else 0}). Lower the learning rate, scale the data, or clip gradients."
+                    f"{found[0] if found else 0}). {cure}"
                 )
     return "every layer's output is finite, so it began in the loss or the backward pass. Lower the learning rate."
 

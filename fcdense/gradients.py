@@ -64,9 +64,9 @@ def grad(
 
     Parameters
     ----------
-    outputs : Tensor or sequence of Tensor
+    outputs : Tensor or iterable of Tensor
         Of one element each, unless `gradient` is given. The gradients of several add up.
-    inputs : Tensor or sequence of Tensor
+    inputs : Tensor or iterable of Tensor
         Leaves or intermediate results.
     gradient
         d(something)/d(outputs): a tensor or array, or for several outputs one for each (or None).
@@ -84,9 +84,13 @@ def grad(
     ------
     GraphError
         No output depends on one of `inputs`.
+    ArgumentError
+        There are no outputs or inputs.
     """
-    wanted: Sequence[Tensor] = (inputs,) if isinstance(inputs, Tensor) else inputs
-    output = outputs if isinstance(outputs, Tensor) else _joined(outputs, gradient)
+    wanted: tuple[Tensor, ...] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not wanted:
+        raise ArgumentError("grad needs at least one input.")
+    output = outputs if isinstance(outputs, Tensor) else _joined(tuple(outputs), gradient)
     seed = output.gradient_seed(gradient if output is outputs else None)
     collector = Collector(wanted)
     if output.node is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ class RandomState:
         for on, words in self._elsewhere.items():
             on.backend.copy(on.backend.from_host(self.words), out=words)
 
+    def forget_devices(self) -> None:
+        """Leave the words of devices alone: in a forked process GPUs refuse to work."""
+        self._elsewhere.clear()
+
     def words_on(self, on: Any) -> Any:
         """The words in the memory of a device; on a GPU they are its own, and go on from those of the host."""
         if on.backend.is_host:
@@ -45,6 +50,8 @@ class RandomState:
 
 
 _state = RandomState()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_state.forget_devices)
 
 
 def manual_seed(seed: int) -> None:

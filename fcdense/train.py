@@ -288,6 +288,7 @@ class Trainer:
         except BaseException:
             step.undo()
             raise
+        step.end_epoch(number)
         return average.result()
 
     def _compute(

@@ -10,6 +10,7 @@ from typing import Any
 from fcdense.backends import Device, current_device
 from fcdense.backends import device as named
 from fcdense.backends.cuda import CudaBackend
+from fcdense.backends.probe import failed_probe
 from fcdense.cuda import tables, tuning
 from fcdense.cuda.plan import Problem
 from fcdense.cuda.tuning import Measured
@@ -77,7 +78,11 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
     chosen = current_device() if device is None else named(device)
     backend = chosen.backend
     if not isinstance(backend, CudaBackend):
-        raise ArgumentError(f'There is nothing to tune on device {chosen.name!r}; expected a GPU, such as "cuda".')
+        failed = failed_probe()
+        raise ArgumentError(
+            f'There is nothing to tune on device {chosen.name!r}; expected a GPU, such as "cuda".'
+            f"{'' if failed is None else f' There is none: {failed}'}"
+        )
     plan = backend.products.plan
     noting = backend.products.plan = tuning.Noting(plan)
     try:

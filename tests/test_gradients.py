@@ -30,7 +30,9 @@ def test_one_input_or_several() -> None:
     single = grad(out, x, retain_graph=True)
     assert isinstance(single, Tensor)
     np.testing.assert_array_equal(single.numpy(), [6.0, 12.0])
-    several = grad(out, [x, y, x])
+    with pytest.raises(ArgumentError, match="at least one input"):
+        grad(out, iter(()))
+    several = grad((part for part in (out,)), (leaf for leaf in (x, y, x)))
     assert isinstance(several, tuple)
     for found, expected in zip(several, ([6.0, 12.0], 5.0, [6.0, 12.0]), strict=True):
         np.testing.assert_array_equal(found.numpy(), expected)

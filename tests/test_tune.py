@@ -118,8 +118,10 @@ def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pyt
     assert caplog.text.count("run 'fcdense tune' again") == 4
 
 
-def test_what_cannot_be_tuned_is_refused(emu: Device) -> None:
-    with pytest.raises(ArgumentError, match="nothing to tune on device 'cpu'"):
+def test_what_cannot_be_tuned_is_refused(emu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = fc.backends.probe
+    monkeypatch.setattr(probes, "cuda_probes", lambda: (probes.Probe("driver", False, "it is not there."),))
+    with pytest.raises(ArgumentError, match=r"nothing to tune on device 'cpu'.* is none: probe 'driver' failed: it is"):
         tune(step, "cpu")
     with fc.use_device("cpu"), pytest.raises(ArgumentError, match="multiplies no matrices on emu:0"):
         tune(step, emu)

@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -288,24 +289,45 @@ def refused(driver: Any, state: Any) -> bool:
     return True
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_process_is_told(driver: Any) -> None:
-    state = words(driver, 7, 1)
-    adopted = driver.adopt(state)
+def passes_in_a_child(check: Callable[[], bool]) -> bool:
+    """Whether a check holds in a forked process."""
     child = os.fork()
     if child == 0:
         try:
-            del adopted
-            os._exit(0 if refused(driver, state) else 1)
+            os._exit(0 if check() else 1)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert ended[0] == child
-    assert os.waitstatus_to_exitcode(ended[1]) == 0
-    assert numbers(driver, adopted) == [7, 1]
+    return ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+may_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@forks
+@may_fork
+def test_a_forked_process_is_told(driver: Any) -> None:
+    state = words(driver, 7, 1)
+    lent = [driver.adopt(state)]
+    assert passes_in_a_child(lambda: lent.clear() is None and refused(driver, state))
+    assert numbers(driver, lent[0]) == [7, 1]
+
+
+@forks
+@may_fork
+def test_a_forked_process_may_be_seeded(machine: Machine) -> None:
+    with fc.use_device(Device("cupy", next(NUMBER), backend=CudaBackend(driver_of(0)))):
+        assert fc.nn.Dropout(0.5)(fc.tensor(np.ones(4))).shape == (4,)
+
+    def drawn() -> bool:
+        with fc.use_device("cpu"):
+            fc.manual_seed(3)
+            return fc.nn.Dropout(0.5)(fc.tensor(np.ones(64))).numpy().any()  # type: ignore[no-any-return]
+
+    assert passes_in_a_child(drawn)
 
 
 def test_nothing_keeps_a_driver_alive(machine: Machine) -> None:

@@ -11,7 +11,7 @@ import pytest
 import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.errors import DeviceError
+from fcdense.errors import DeviceError, NonFiniteError
 from fcdense.precision import dtype_of
 from tests import emulation
 from tests.emulation import EmulatedDriver
@@ -229,3 +229,26 @@ def test_a_trainer_in_tf32() -> None:
     assert losses("tf32") == losses(None, "tf32") != losses("float32") == losses(None)
     with fc.use_device("cpu"), pytest.raises(DeviceError, match=r"precision 'tf32' needs a GPU.*Trainer\(precision"):
         losses("tf32")
+
+
+def test_a_float16_fit_that_learns_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(8, 5)).astype(np.float32), 1e3 * rng.normal(size=(8, 3)).astype(np.float32)
+    trainer = fc.Trainer(fc.nn.Dense(3), "mse", "sgd", precision="float16")
+    trainer.fit(x, y, batch_size=4, verbose=False)
+    assert trainer.optimizer.steps == 0
+    assert "float16: none of the 2 batches of an epoch changed the model" in caplog.text
+    assert "The loss scale has come down to 16384" in caplog.text
+    caplog.clear()
+    trainer.fit(x, y, epochs=8, batch_size=4, verbose=False)
+    assert trainer.optimizer.steps
+    assert len(caplog.records) < 8
+
+
+def test_what_is_too_large_for_float16_is_named() -> None:
+    trainer = fc.Trainer(fc.nn.Sequential(fc.nn.Dense(3), fc.nn.Dense(2)), "mse", "sgd", precision="float16")
+    x = np.full((4, 5), 1e5, np.float32)
+    with pytest.raises(
+        NonFiniteError, match=r"layer 'layers.0' .*float16 ends at 65504: scale the data, or train in bfl"
+    ):
+        trainer.fit(x, np.zeros((4, 2), np.float32), verbose=False)
