@@ -42,15 +42,16 @@ class Epilogue(NamedTuple):
 
 
 @cache
-def gemm_simt(dtype: DType, tiling: SimtTiling, a_along_depth: bool, b_along_depth: bool, epilogue: Epilogue) -> Kernel:
-    """A product of matrices of `dtype`, on any chip."""
+def gemm_simt(
+    dtype: DType, tiling: SimtTiling, a_along_depth: bool, b_along_depth: bool, epilogue: Epilogue, sums: DType
+) -> Kernel:
+    """A product of matrices of `dtype`, on any chip, with column sums that are stored as `sums`."""
     call = (
         f"gemm_simt<{stored(dtype)}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, "
-        f"{epilogue.vector.width}, Program>"
+        f"{epilogue.vector.width}, {stored(sums)}, Program>"
     )
     aliases = f"using Tiling = SimtTiling<{', '.join(map(str, tiling[:-1]))}>;\n"
-    itemsize = 8 if computed((dtype,), ()) == "double" else 4
-    return _gemm("gemm_simt", aliases, call, tiling, tiling.shared(itemsize), epilogue)
+    return _gemm("gemm_simt", aliases, call, tiling, tiling.shared(sum_type(dtype).itemsize), epilogue)
 
 
 @cache
@@ -61,11 +62,12 @@ def gemm_mma(
     b_along_depth: bool,
     copy: tuple[int, int],
     epilogue: Epilogue,
+    sums: DType,
 ) -> Kernel:
     """A product on tensor cores, of operands of which `copy` bytes may be read at once, of A and of B."""
     call = (
         f"gemm_mma<{ARITHMETIC[arithmetic]}, Tiling, {_word(a_along_depth)}, {_word(b_along_depth)}, "
-        f"{copy[0]}, {copy[1]}, {epilogue.vector.width}, Program>"
+        f"{copy[0]}, {copy[1]}, {epilogue.vector.width}, {stored(sums)}, Program>"
     )
     aliases = f"using Tiling = MmaTiling<{', '.join(map(str, tiling[:-1]))}>;\n"
     itemsize = 4 if arithmetic in ("tf32", "split") else 2
@@ -76,25 +78,11 @@ def _gemm(name: str, aliases: str, call: str, tiling: Tiling, shared: int, epilo
     text = unit(
         f"{name}.cuh", epilogue.text, aliases, "ProductAndProgram<Program>", tiling.threads, call, tiling.blocks
     )
-    arguments = struct(product=PRODUCT, operands=operands_of(epilogue.program, 2), sums=ADDRESS)
-    return Kernel(f"{name} and {epilogue.program.name}", text, arguments, tiling.threads, shared)
-
-
-SUM_ROWS = 8
-"""Rows of a block that sums the parts of a product."""
-SUM_THREADS = 256
-
-
-@cache
-def sum_parts(epilogue: Epilogue) -> Kernel:
-    """The sums of parts, with a program over them."""
-    call = f"sum_parts<Program, {epilogue.vector.width}, {SUM_ROWS}, {SUM_THREADS}>"
-    text = unit("sum_parts.cuh", epilogue.text, "", "PartsAndProgram<Program>", SUM_THREADS, call)
     arguments = struct(
-        parts=ADDRESS, rows="i4", columns="i4", count="i4", operands=operands_of(epilogue.program, 2), sums=ADDRESS
-    )
-    itemsize = 8 if computed(epilogue.inputs[:1], epilogue.outs) == "double" else 4
-    return Kernel(f"sum of parts and {epilogue.program.name}", text, arguments, SUM_THREADS, SUM_THREADS * 4 * itemsize)
+        product=PRODUCT, operands=operands_of(epilogue.program, 2), parts=ADDRESS, sums_of_tiles=ADDRESS, sums=ADDRESS,
+        arrivals=ADDRESS, adds="i4",
+    )  # fmt: skip
+    return Kernel(f"{name} and {epilogue.program.name}", text, arguments, tiling.threads, shared)
 
 
 def _word(value: bool) -> str:

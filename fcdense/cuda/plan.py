@@ -39,7 +39,8 @@ LIBRARY, NUMBA = "cuBLASLt", "numba"
 FULL = 96
 """Blocks from which on a GPU counts as full: the smallest that are in use have 40 multiprocessors, the largest 148."""
 WANTED = 256
-MOST_PARTS = 128
+MOST_PARTS = 16
+"""The last block of a tile reads them all."""
 LEAST_DEPTH = 128
 """Of a part: below it, writing and adding the parts costs more than it gains."""
 SPLIT_FROM = 64

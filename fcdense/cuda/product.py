@@ -13,7 +13,7 @@ from fcdense import loops
 from fcdense.arena import Array
 from fcdense.cuda import gemm_source
 from fcdense.cuda.cublaslt_types import Operand, Product
-from fcdense.cuda.gemm_source import SUM_ROWS, Epilogue, sum_type
+from fcdense.cuda.gemm_source import Epilogue, sum_type
 from fcdense.cuda.geometry import Vector, blocks, strides_in
 from fcdense.cuda.launcher import Launcher
 from fcdense.cuda.plan import LIBRARY, NUMBA, Choice, Plan, Problem
@@ -25,6 +25,7 @@ from fcdense.program import Program, trace
 
 LONGEST = (1 << 31) - 128
 """An axis: kernels count in 32 bits, up to the end of a tile."""
+FEWEST_COUNTERS = 1024
 
 SUM = trace(lambda z: z, 1, name="product")
 ADDED = trace(lambda z, c: z + c, 2, name="added_product")
@@ -71,6 +72,7 @@ class Products:
         self._launcher = launcher
         self.plan = plan
         self.served = ""
+        self._counters: list[Array] = []
 
     def run(
         self,
@@ -107,11 +109,9 @@ class Products:
             choice = self.plan.choose_own(problem)
         self.served = str(choice)
         if choice.tiling is not None:
-            sums_of_blocks = self._by_kernels(choice, left, right, a, program, inputs, outs, sums is not None)
-        else:
-            sums_of_blocks = outs[0]
-        if sums is not None:
-            self._launcher.reduce("sum", sums_of_blocks, (0,), sums, adds=adds)
+            self._by_kernels(choice, left, right, a, program, inputs, outs, sums, adds)
+        elif sums is not None:
+            self._launcher.reduce("sum", outs[0], (0,), sums, adds=adds)
 
     def _by_library(self, a: Array, b: Array, program: Program, inputs: Sequence[Array], outs: Sequence[Array]) -> bool:
         """The product by cuBLASLt, and the program in a pass of its own; False where the library refuses it."""
@@ -154,76 +154,46 @@ class Products:
         program: Program,
         inputs: Sequence[Array],
         outs: Sequence[Array],
-        has_sums: bool,
-    ) -> Array | None:
-        """The same by our kernels; the column sums of their blocks, where asked for."""
-        assert choice.tiling is not None
-        (rows, depth), columns, dtype = a.shape, outs[0].shape[1], a.dtype
-        parts = max(1, blocks(depth, choice.part(depth)))
-        down = blocks(rows, choice.tiling.rows if parts == 1 else SUM_ROWS)
-        sums = self._launcher.empty((down, columns), sum_type(dtype)) if has_sums else None
-        if parts == 1:
-            self._gemm(choice, left, right, a, program, inputs, outs, sums)
-        else:
-            of_parts = self._launcher.empty((parts * rows, columns), sum_type(dtype))
-            self._gemm(choice, left, right, a, SUM, (), (of_parts,), None)
-            self._sum_parts(of_parts, parts, program, dtype, inputs, outs, sums)
-        return sums
-
-    def _gemm(
-        self,
-        choice: Choice,
-        left: Matrix,
-        right: Matrix,
-        a: Array,
-        program: Program,
-        inputs: Sequence[Array],
-        outs: Sequence[Array],
         sums: Array | None,
+        adds: bool,
     ) -> None:
-        assert choice.tiling is not None
-        (rows, depth), columns, part = a.shape, outs[0].shape[-1], choice.part(a.shape[1])
+        """The same by one of our kernels."""
+        tiling, summed = choice.tiling, sum_type(a.dtype)
+        assert tiling is not None
+        (rows, depth), columns, part = a.shape, outs[0].shape[1], choice.part(a.shape[1])
+        down, along, parts = blocks(rows, tiling.rows), blocks(columns, tiling.columns), max(1, blocks(depth, part))
         epilogue, operands = self._epilogue(program, a.dtype, inputs, outs, (rows, columns))
-        kernel = self._kernel(choice, a.dtype, left, right, epilogue)
+        kernel = self._kernel(choice, a.dtype, left, right, epilogue, summed if sums is None else sums.dtype)
         product = {"a": left.address, "b": right.address, "a_row": left.row, "a_column": left.column}
         product |= {"b_row": right.row, "b_column": right.column, "rows": rows, "columns": columns}
-        product |= {"depth": depth, "part": part}
-        tiles = blocks(rows, choice.tiling.rows) * blocks(columns, choice.tiling.columns)
-        grid = tiles, 1, max(1, blocks(depth, part))
-        self._launcher.launch(kernel, grid, product=product, operands=operands, sums=self._address(sums))
+        fields: dict[str, Any] = {"product": product | {"depth": depth, "part": part}, "operands": operands}
+        empty, address = self._launcher.empty, self._launcher.driver.address
+        of_parts = empty((parts, down * along, tiling.rows * tiling.columns), summed) if parts > 1 else None
+        of_tiles = empty((down, columns), summed) if sums is not None else None
+        if of_parts is not None:
+            fields["parts"] = address(of_parts)
+        if sums is not None:
+            fields |= {"sums_of_tiles": address(of_tiles), "sums": address(sums), "adds": int(adds)}
+        if of_parts is not None or sums is not None:
+            fields["arrivals"] = address(self._arrivals(down * along + along))
+        self._launcher.launch(kernel, (down * along, 1, parts), **fields)
+
+    def _arrivals(self, count: int) -> Array:
+        """So many counters or more, which are 0 between launches."""
+        if not self._counters or self._counters[-1].size < count:  # what was recorded goes on with those before
+            self._counters.append(self._launcher.driver.upload(np.zeros(max(count, FEWEST_COUNTERS), np.uint32)))
+        return self._counters[-1]
 
     @staticmethod
-    def _kernel(choice: Choice, dtype: np.dtype[Any], left: Matrix, right: Matrix, epilogue: Epilogue) -> Kernel:
+    def _kernel(
+        choice: Choice, dtype: np.dtype[Any], left: Matrix, right: Matrix, epilogue: Epilogue, sums: np.dtype[Any]
+    ) -> Kernel:
         along = left.along_depth, right.along_depth
         if isinstance(choice.tiling, SimtTiling):
-            return gemm_source.gemm_simt(dtype, choice.tiling, *along, epilogue)
+            return gemm_source.gemm_simt(dtype, choice.tiling, *along, epilogue, sums)
         assert isinstance(choice.tiling, MmaTiling)
         copy = left.copy, right.copy
-        return gemm_source.gemm_mma(choice.arithmetic, choice.tiling, *along, copy, epilogue)
-
-    def _sum_parts(
-        self,
-        sized: Array,
-        parts: int,
-        program: Program,
-        dtype: np.dtype[Any],
-        inputs: Sequence[Array],
-        outs: Sequence[Array],
-        sums: Array | None,
-    ) -> None:
-        rows, columns = outs[0].shape
-        epilogue, operands = self._epilogue(program, dtype, inputs, outs, (rows, columns))
-        kernel = gemm_source.sum_parts(epilogue)
-        self._launcher.launch(
-            kernel,
-            (blocks(rows, SUM_ROWS), blocks(columns, 32 * epilogue.vector.width), 1),
-            parts=self._address(sized),
-            rows=rows,
-            columns=columns,
-            count=parts,
-            operands=operands,
-            sums=self._address(sums),
-        )
+        return gemm_source.gemm_mma(choice.arithmetic, choice.tiling, *along, copy, epilogue, sums)
 
     def _epilogue(
         self,
@@ -239,6 +209,3 @@ class Products:
         vector = Vector(vector.width, frozenset(k + 1 for k in vector.repeated))
         fields = self._launcher.operands((None, *inputs), outs, [(0, 0), *strides], ())
         return Epilogue(program, (dtype, *dtypes(inputs)), dtypes(outs), vector), fields
-
-    def _address(self, array: Array | None) -> int:
-        return 0 if array is None else self._launcher.driver.address(array)

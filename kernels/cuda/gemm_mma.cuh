@@ -2,7 +2,7 @@
 //
 // A block computes ROWS x COLUMNS sums, each of its warps WARP_ROWS x WARP_COLUMNS. Tiles of DEPTH of A and B are copied
 // to shared memory STAGES - 1 ahead of their use. The sums then go through shared memory, 16 rows of each warp at a
-// time, so that a thread takes 4 numbers of a row and a warp writes whole lines. The same operands give the same bits.
+// time, so that a thread takes 4 numbers of a row and a warp writes whole lines.
 //
 // Bytes: A (N / COLUMNS) times, B (M / ROWS) times, less what the L2 cache keeps. Operations: 2 M N K.
 #pragma once
@@ -20,8 +20,10 @@ struct MmaTiling {
     static constexpr int DOWN = WARP_ROWS / 16, ALONG = WARP_COLUMNS / 8;  // instructions of a warp for each K
 };
 
-// COPY: bytes that are copied at once. N: numbers of a row that the program takes at once, 1 or 4.
-template <class Math, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int COPY_A, int COPY_B, int N, class Program>
+// COPY: bytes that are copied at once. N: numbers of a row that the program takes at once, 1 or 4. S: how column sums
+// are stored.
+template <class Math, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int COPY_A, int COPY_B, int N, class S,
+          class Program>
 __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
     using T = typename Math::T;
     using TileA = SharedTile<T, Tiling::ROWS, Tiling::DEPTH, A_ALONG_DEPTH>;
@@ -30,9 +32,7 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
     const Product& p = arguments.product;
     const Index a_line = A_ALONG_DEPTH ? p.a_row : p.a_column, b_line = B_ALONG_DEPTH ? p.b_column : p.b_row;
     char* shared = shared_memory();
-    const TileOfBlock tile = tile_of_block((p.rows + Tiling::ROWS - 1) / Tiling::ROWS,
-                                           (p.columns + Tiling::COLUMNS - 1) / Tiling::COLUMNS);
-    const int i0 = tile.row * Tiling::ROWS, j0 = tile.column * Tiling::COLUMNS;
+    const TileOfBlock tile = tile_of_block<Tiling>(p, blockIdx.x);
     const int start = blockIdx.z * p.part, depth = p.depth - start < p.part ? p.depth : start + p.part;
     const int tiles = (depth - start + Tiling::DEPTH - 1) / Tiling::DEPTH;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -42,10 +42,10 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
         if (n < tiles) {
             char* stage = shared + n % STAGES * STAGE;
             const int k0 = start + n * Tiling::DEPTH;
-            TileA::template read<COPY_A, Tiling::THREADS>(stage, static_cast<const T*>(p.a), a_line, i0, p.rows, k0,
-                                                        depth);
-            TileB::template read<COPY_B, Tiling::THREADS>(stage + TileA::BYTES, static_cast<const T*>(p.b), b_line, j0,
-                                                        p.columns, k0, depth);
+            TileA::template read<COPY_A, Tiling::THREADS>(stage, static_cast<const T*>(p.a), a_line, tile.i0,
+                                                        p.rows, k0, depth);
+            TileB::template read<COPY_B, Tiling::THREADS>(stage + TileA::BYTES, static_cast<const T*>(p.b), b_line,
+                                                        tile.j0, p.columns, k0, depth);
         }
         cp_async_commit();
     };
@@ -85,7 +85,9 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
     constexpr int GROUPS = Tiling::THREADS / ACROSS;
     static_assert(Tiling::THREADS % ACROSS == 0, "a thread stays in its columns");
     float* slab = reinterpret_cast<float*>(shared);
-    const int across = threadIdx.x % ACROSS * N, group = threadIdx.x / ACROSS, column = j0 + across;
+    const TileOfBlock target = tile_of_block<Tiling>(p, block_number());
+    const int across = threadIdx.x % ACROSS * N, group = threadIdx.x / ACROSS, column = target.j0 + across;
+    const bool is_part = gridDim.z > 1;
     Numbers<float, N> total = {};
 #pragma unroll
     for (int i = 0; i < Tiling::DOWN; i++) {
@@ -98,24 +100,31 @@ __device__ void gemm_mma(const ProductAndProgram<Program>& arguments) {
                      lane % 4 * 2 + n % 2] = sums[i][j][n];
         __syncthreads();
         for (int line = group; line < SLAB; line += GROUPS) {
-            const int row = i0 + line / 16 * Tiling::WARP_ROWS + i * 16 + line % 16;
-            if (row >= p.rows || column >= p.columns) continue;
-            Numbers<float, N> numbers;
+            const int row = line / 16 * Tiling::WARP_ROWS + i * 16 + line % 16;
             const auto packed = *reinterpret_cast<const Packed<float, N>*>(slab + line * LINE + across);
+            if (is_part) {
+                float* part = part_of_block<float, Tiling>(arguments) + row * Tiling::COLUMNS + across;
+                *reinterpret_cast<Packed<float, N>*>(part) = packed;
+                continue;
+            }
+            if (target.i0 + row >= p.rows || column >= p.columns) continue;
+            Numbers<float, N> numbers;
 #pragma unroll
             for (int e = 0; e < N; e++) numbers.at[e] = packed.at[e];
-            Program::run(arguments.operands, Place<2>{{static_cast<Index>(blockIdx.z) * p.rows + row, column}}, numbers);
+            Program::run(arguments.operands, Place<2>{{target.i0 + row, column}}, numbers);
 #pragma unroll
             for (int e = 0; e < N; e++) total.at[e] += numbers.at[e];
         }
     }
-    if (!arguments.sums) return;
-    __syncthreads();
+    if (is_part) {
+        if (!is_last_of(gridDim.z, arguments.arrivals + blockIdx.x)) return;
+        sum_parts<float, Tiling, N>(arguments, target, slab);
+    } else {
+        __syncthreads();
 #pragma unroll
-    for (int e = 0; e < N; e++) slab[group * Tiling::COLUMNS + across + e] = total.at[e];
-    sum_groups<float, Tiling::COLUMNS, Tiling::THREADS>(
-        slab, GROUPS, static_cast<float*>(arguments.sums) + static_cast<Index>(tile.row) * p.columns + j0,
-        p.columns - j0);
+        for (int e = 0; e < N; e++) slab[group * Tiling::COLUMNS + across + e] = total.at[e];
+    }
+    if (arguments.sums) sum_columns<float, S, Tiling>(arguments, target, slab, GROUPS);
 }
 
 }  // namespace fcdense

@@ -54,8 +54,8 @@ struct Transfer {
 };
 
 // T: how A and B are stored. A_ALONG_DEPTH: A's columns are contiguous. B_ALONG_DEPTH: those of B are. N: numbers of a
-// row that the program takes at once.
-template <class T, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int N, class Program>
+// row that the program takes at once. S: how column sums are stored.
+template <class T, class Tiling, bool A_ALONG_DEPTH, bool B_ALONG_DEPTH, int N, class S, class Program>
 __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
     using C = Compute<T>;
     using FromA = Transfer<T, C, Tiling::ROWS, Tiling::DEPTH, Tiling::THREADS, A_ALONG_DEPTH>;
@@ -64,9 +64,8 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
     const T *a = static_cast<const T*>(p.a), *b = static_cast<const T*>(p.b);
     C* shared_a = reinterpret_cast<C*>(shared_memory());
     C* shared_b = shared_a + Tiling::DEPTH * FromA::ROW;
-    const TileOfBlock tile = tile_of_block((p.rows + Tiling::ROWS - 1) / Tiling::ROWS,
-                                           (p.columns + Tiling::COLUMNS - 1) / Tiling::COLUMNS);
-    const int i0 = tile.row * Tiling::ROWS, j0 = tile.column * Tiling::COLUMNS;
+    const TileOfBlock tile = tile_of_block<Tiling>(p, blockIdx.x);
+    const int i0 = tile.i0, j0 = tile.j0;
     const int start = blockIdx.z * p.part, depth = p.depth - start < p.part ? p.depth : start + p.part;
     const int down = threadIdx.x / Tiling::THREADS_ALONG, ti = down * Tiling::THREAD_ROWS;
     C sums[Tiling::THREAD_ROWS][Tiling::THREAD_COLUMNS] = {};
@@ -94,6 +93,22 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
         }
         __syncthreads();
     }
+    if (gridDim.z > 1) {
+        C* part = part_of_block<C, Tiling>(arguments);
+#pragma unroll
+        for (int i = 0; i < Tiling::THREAD_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < Tiling::THREAD_COLUMNS; j += N) {
+                Packed<C, N> packed;
+#pragma unroll
+                for (int e = 0; e < N; e++) packed.at[e] = sums[i][j + e];
+                *reinterpret_cast<Packed<C, N>*>(part + (ti + i) * Tiling::COLUMNS + Tiling::column(j)) = packed;
+            }
+        if (!is_last_of(gridDim.z, arguments.arrivals + blockIdx.x)) return;
+        const int groups = sum_parts<C, Tiling, N>(arguments, tile, shared_a);
+        if (arguments.sums) sum_columns<C, S, Tiling>(arguments, tile, shared_a, groups);
+        return;
+    }
     C total[Tiling::THREAD_COLUMNS] = {};
 #pragma unroll
     for (int i = 0; i < Tiling::THREAD_ROWS; i++)
@@ -104,17 +119,14 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
             Numbers<C, N> numbers;
 #pragma unroll
             for (int e = 0; e < N; e++) numbers.at[e] = sums[i][j + e];
-            Program::run(arguments.operands, Place<2>{{static_cast<Index>(blockIdx.z) * p.rows + row, column}}, numbers);
+            Program::run(arguments.operands, Place<2>{{row, column}}, numbers);
 #pragma unroll
             for (int e = 0; e < N; e++) total[j + e] += numbers.at[e];
         }
     if (!arguments.sums) return;
-    __syncthreads();
 #pragma unroll
     for (int j = 0; j < Tiling::THREAD_COLUMNS; j++) shared_a[down * Tiling::COLUMNS + Tiling::column(j)] = total[j];
-    sum_groups<C, Tiling::COLUMNS, Tiling::THREADS>(
-        shared_a, Tiling::ROWS / Tiling::THREAD_ROWS,
-        static_cast<C*>(arguments.sums) + static_cast<Index>(tile.row) * p.columns + j0, p.columns - j0);
+    sum_columns<C, S, Tiling>(arguments, tile, shared_a, Tiling::ROWS / Tiling::THREAD_ROWS);
 }
 
 }  // namespace fcdense

@@ -28,6 +28,21 @@ __device__ __forceinline__ char* shared_memory() {
     return bytes;
 }
 
+// blockIdx.x, read anew: who needs it late holds nothing that follows from it in registers until then.
+__device__ __forceinline__ int block_number() {
+    int number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+}
+
+// Counts up to `last` and then begins at 0 again; what the count was. Of the blocks that count here, each sees what
+// those before it had written, behind a barrier, when they counted (PTX ISA, 8 "Memory Consistency Model").
+__device__ __forceinline__ unsigned arrive(unsigned* counter, unsigned last) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
 // ---- numbers --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float half_to_float(unsigned short bits) {

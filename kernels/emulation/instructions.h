@@ -15,6 +15,14 @@ namespace fcdense {
 
 inline char* shared_memory() { return emulated_shared_memory(); }
 
+inline int block_number() { return static_cast<int>(blockIdx.x); }
+
+inline unsigned arrive(unsigned* counter, unsigned last) {
+    const unsigned before = *counter;
+    *counter = before >= last ? 0 : before + 1;
+    return before;
+}
+
 inline float half_to_float(unsigned short bits) {
     _Float16 x;
     __builtin_memcpy(&x, &bits, 2);

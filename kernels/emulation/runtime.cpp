@@ -208,33 +208,34 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
     emulated_block_size = {block[0], block[1], block[2]};
     emulated_grid_size = {grid[0], grid[1], grid[2]};
     int status = 0;
-    for (unsigned z = 0; z < grid[2] && !status; z++)
-        for (unsigned y = 0; y < grid[1] && !status; y++)
-            for (unsigned x = 0; x < grid[0] && !status; x++) {
-                emulated_block = {x, y, z};
-                std::memset(shared_memory, 0xff, SHARED);
-                std::vector<Warp> warps((threads + WARP - 1) / WARP);
-                launch.alive = threads;
-                launch.at_barrier = 0;
-                for (int i = 0; i < threads; i++) {
-                    Fiber& fiber = fibers[i];
-                    const unsigned u = static_cast<unsigned>(i);
-                    fiber.index = {u % block[0], u / block[0] % block[1], u / block[0] / block[1]};
-                    fiber.lane = i % WARP;
-                    fiber.warp = &warps[i / WARP];
-                    fiber.warp->alive++;
-                    fiber.done = false;
-                    fiber.open.clear();
-                    fiber.groups.clear();
-                    prepare(fiber, stacks + STACK * i);
-                }
-                if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
-                for (const Fiber& fiber : fibers)
-                    if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
-                failed[0] = x;
-                failed[1] = y;
-                failed[2] = z;
-            }
+    const unsigned long blocks = 1ul * grid[0] * grid[1] * grid[2];
+    for (unsigned long turn = 0; turn < blocks && !status; turn++) {
+        const unsigned long number = order == REVERSE ? blocks - 1 - turn : turn;
+        emulated_block = {static_cast<unsigned>(number % grid[0]), static_cast<unsigned>(number / grid[0] % grid[1]),
+                          static_cast<unsigned>(number / grid[0] / grid[1])};
+        std::memset(shared_memory, 0xff, SHARED);
+        std::vector<Warp> warps((threads + WARP - 1) / WARP);
+        launch.alive = threads;
+        launch.at_barrier = 0;
+        for (int i = 0; i < threads; i++) {
+            Fiber& fiber = fibers[i];
+            const unsigned u = static_cast<unsigned>(i);
+            fiber.index = {u % block[0], u / block[0] % block[1], u / block[0] / block[1]};
+            fiber.lane = i % WARP;
+            fiber.warp = &warps[i / WARP];
+            fiber.warp->alive++;
+            fiber.done = false;
+            fiber.open.clear();
+            fiber.groups.clear();
+            prepare(fiber, stacks + STACK * i);
+        }
+        if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
+        for (const Fiber& fiber : fibers)
+            if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
+        failed[0] = emulated_block.x;
+        failed[1] = emulated_block.y;
+        failed[2] = emulated_block.z;
+    }
     munmap(stacks, bytes);
     return status;
 }

@@ -64,16 +64,17 @@ def epilogue_of(name: str, dtype: np.dtype[np.generic], vector: Vector = FOUR) -
 def simt(name: str) -> Iterator[Kernel]:
     tilings = {F64: plan.SIMT_DOUBLE, F16: plan.SIMT_SMALL}
     for dtype, tiling in [(F32, plan.SIMT_LARGE), (F32, plan.SIMT_SMALL), *tilings.items()]:
-        yield gemm_source.gemm_simt(dtype, tiling, True, False, epilogue_of(name, dtype))
-    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, True, True, epilogue_of(name, F32))
-    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, False, False, epilogue_of(name, F32, ONE))
+        yield gemm_source.gemm_simt(dtype, tiling, True, False, epilogue_of(name, dtype), dtype)
+    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, True, True, epilogue_of(name, F32), F32)
+    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, False, False, epilogue_of(name, F32, ONE), F32)
 
 
 def mma(name: str, arithmetic: str) -> Iterator[Kernel]:
     """Forward, gradient of the input, gradient of the weights; large and small."""
     for tiling in plan.MMA[arithmetic]:
         for along in ((True, False), (True, True), (False, False)):
-            yield gemm_source.gemm_mma(arithmetic, tiling, *along, (16, 16), epilogue_of(name, KINDS[arithmetic]))
+            layer = epilogue_of(name, KINDS[arithmetic])
+            yield gemm_source.gemm_mma(arithmetic, tiling, *along, (16, 16), layer, F32)
 
 
 def odd(arithmetic: str) -> Iterator[Kernel]:
@@ -82,7 +83,7 @@ def odd(arithmetic: str) -> Iterator[Kernel]:
     epilogue = epilogue_of("gelu", dtype, ONE)
     for copy in ((16, dtype.itemsize), (2 * dtype.itemsize, 16)):
         for tiling in plan.MMA[arithmetic]:
-            yield gemm_source.gemm_mma(arithmetic, tiling, True, False, copy, epilogue)
+            yield gemm_source.gemm_mma(arithmetic, tiling, True, False, copy, epilogue, dtype)
 
 
 LOOPS = [(kernel, "simt") for name in ("linear", "mish") for kernel in simt(name)]
@@ -94,7 +95,7 @@ NAMES = sorted(set(activations.names()) - {"softmax", "log_softmax"})
 
 def bound(name: str) -> Kernel:
     """The smallest product, with an activation."""
-    return gemm_source.gemm_simt(F32, plan.SIMT_SMALL, True, False, epilogue_of(name, F32))
+    return gemm_source.gemm_simt(F32, plan.SIMT_SMALL, True, False, epilogue_of(name, F32), F32)
 
 
 def others() -> Iterator[Kernel]:
@@ -102,7 +103,6 @@ def others() -> Iterator[Kernel]:
     for dtype in (F16, F32, F64):
         yield source.elementwise(relu, (dtype,), (dtype, dtype), 3, ONE)
         yield source.elementwise(relu, (dtype,), (dtype, dtype), 1, Vector(4))
-        yield gemm_source.sum_parts(epilogue_of("mish", dtype))
         for length in (10, 5000):
             yield source.softmax(dtype, length, True)
             yield from (source.cross_entropy(dtype, length, by_class) for by_class in (False, True))
