@@ -23,6 +23,8 @@ EAGER, PLAIN = " eager", " without numba"
 ON_GPU = "cuda_"
 """How the names of peers begin that compute on a GPU."""
 OVER = "its time is over; --append adds what is missing."
+SECONDS_TO_LEAVE = 5.0
+"""Of a process, until it is killed."""
 
 Prepare = Callable[[Case, Arrays], Run | None]
 
@@ -107,6 +109,8 @@ class Candidate:
     def close(self) -> None:
         """End the process."""
         self._connection.close()  # it reads the end of the pipe and leaves
+        self._process.join(SECONDS_TO_LEAVE)
+        self._process.kill()
         self._process.join()
 
     def _ask(self, request: str, argument: object) -> Any:
@@ -139,9 +143,11 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.versions: dict[str, str] = {}
+        self._kinds: tuple[type[Case], ...] = (Case,)
         if name in peer_names():
             peer = import_module(f"{peers.__name__}.{name}")
             self.versions, self._prepare = peer.VERSIONS, peer.prepare
+            self._kinds = getattr(peer, "KINDS", (Case,))
         else:
             self._prepare = own(name)
         self._current: Run | None = None
@@ -154,7 +160,8 @@ class Server:
     def prepare(self, case: Case) -> bool:
         """Take up `case`."""
         self._current = None  # its memory is free before the next case takes more
-        self._current = self._prepare(case, case.data())
+        if isinstance(case, self._kinds):  # no data are drawn for what a peer has not
+            self._current = self._prepare(case, case.data())
         return self._current is not None
 
     def time(self, calls: int) -> tuple[int, float]:

@@ -157,7 +157,9 @@ class Results:
     def write(self, path: Path) -> None:
         """Write JSON."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(f"{path.suffix}.unfinished")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(path)  # what was measured before is not lost in between
 
     @staticmethod
     def read(path: Path) -> Results:

@@ -180,7 +180,7 @@ def _info(options: argparse.Namespace) -> int:
         ("BLAS", f"{blas['name']} {blas['version']}, {threads}"),
         (
             "optional",
-            ", ".join(map(_version, ("numba", "cupy", "ml-dtypes", "matplotlib", "scikit-learn", "onnx", "mpi4py"))),
+            ", ".join(map(_version, ("numba", "ml-dtypes", "matplotlib", "scikit-learn", "onnx", "mpi4py"))),
         ),
         *((f"cuda: {probe.name}", f"{'yes' if probe.passed else 'no'}, {probe.detail}") for probe in cuda_probes()),
         ("devices", f"{', '.join(available_devices())}; used now: {'none' if options.error else current_device()}"),

@@ -10,6 +10,7 @@ from fcdense.errors import DeviceError
 
 from ..cases import Arrays, Case, Run
 from ..families import by_family
+from ..questions.products import Product
 
 DEVICE = device("cuda")
 
@@ -23,6 +24,7 @@ def library() -> CublasLt:
 
 
 VERSIONS = {"cublaslt": library().version}
+KINDS = (Product,)
 
 
 def prepare(case: Case, data: Arrays) -> Run | None:

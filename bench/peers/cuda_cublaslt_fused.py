@@ -23,6 +23,7 @@ from ..replays import Replays
 from . import cuda_cublaslt
 
 VERSIONS = cuda_cublaslt.VERSIONS
+KINDS = (Product,)
 ALGORITHMS = 8
 
 

@@ -19,6 +19,7 @@ from ..questions.bandwidth import Pass
 from ..questions.products import Forward, InputGradient, Product
 
 VERSIONS = {"cupy": cupy.__version__}
+KINDS = (Product, Pass)
 
 if not cupy.cuda.is_available():
     raise DeviceError(f"CuPy {cupy.__version__} finds no GPU.")

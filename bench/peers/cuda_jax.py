@@ -16,6 +16,7 @@ from ..networks import Network
 from . import jax as on_cpu
 
 VERSIONS = on_cpu.VERSIONS
+KINDS = (Network,)
 
 jax.config.update("jax_platforms", None)  # of those that it finds it takes the GPU
 try:

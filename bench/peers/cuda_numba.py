@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+import numba.cuda.np.arrayobj  # noqa: F401  (what the compiler needs first, and some NumPys lack)
+
 from fcdense.backends import device
 
 from ..cases import Arrays, Case, Run
 from ..families import by_family
+from ..questions.products import Product
 
 DEVICE = device("cuda")
 VERSIONS = {"numba-cuda": version("numba-cuda")}
+KINDS = (Product,)
 MOST_FLOPS = 10**11
 
 

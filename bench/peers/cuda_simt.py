@@ -6,9 +6,11 @@ from fcdense.backends import device
 
 from ..cases import Arrays, Case, Run
 from ..families import by_family
+from ..questions.products import Product
 
 DEVICE = device("cuda")
 VERSIONS: dict[str, str] = {}
+KINDS = (Product,)
 
 
 def prepare(case: Case, data: Arrays) -> Run | None:

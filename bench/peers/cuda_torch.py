@@ -10,10 +10,12 @@ import torch
 from fcdense.errors import DeviceError
 
 from ..cases import Arrays, Case, Run
+from ..networks import Network
 from ..questions.bandwidth import DECAY, EPSILON, LEARNING_RATE, Pass
 from . import torch as eager
 
 VERSIONS = eager.VERSIONS | {"cuda of torch": str(torch.version.cuda)}
+KINDS = (Network, Pass)
 
 if not torch.cuda.is_available():
     raise DeviceError(f"torch {torch.__version__} finds no GPU. Its build for CUDA is at pytorch.org/get-started.")

@@ -10,11 +10,13 @@ from itertools import chain, repeat
 import torch
 
 from ..cases import Arrays, Case, Run
+from ..networks import Network
 from ..questions.train import Train
 from . import cuda_torch
 from . import torch as eager
 
 VERSIONS = cuda_torch.VERSIONS
+KINDS = (Network,)
 
 WARM_UP = 2
 """Calls before the one that is captured: the first compiles, and makes the optimizer's state."""

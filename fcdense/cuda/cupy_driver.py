@@ -95,6 +95,21 @@ class ForkedDevice:
         """Never entered."""
 
 
+class Current:
+    """A GPU and its context as the current ones. CuPy's own `Device` leaves a new thread without a context where the
+    number of the GPU is the one that the thread has anyway (cuda/device.pyx)."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._device.__enter__()
+        self._device.use()
+
+    def __exit__(self, *raised: object) -> None:
+        self._device.__exit__(*raised)
+
+
 class CupyDriver(Driver):
     """One GPU through CuPy.
 
@@ -145,7 +160,7 @@ class CupyDriver(Driver):
         try:
             library_path("cublasLt", "cuBLASLt")  # before memory is taken for it
             self._workspace = self.empty((size,), np.dtype(np.uint8))
-            return CublasLt(self.address(self._workspace), size, device=self.device)
+            return CublasLt(self.address(self._workspace), size, device=Current(self.device))
         except (DeviceError, OutOfMemory) as error:
             self.no_library = str(error)
             return None
@@ -236,6 +251,7 @@ class CupyDriver(Driver):
         return made
 
     def adopt(self, array: Array) -> Array:
+        array = cupy.asarray(array)  # another library's, in place
         if array.data.device_id != self._index:
             raise DeviceError(
                 f"The array lies on cuda:{array.data.device_id}, expected {self.name}. Copy it there first."
@@ -351,3 +367,4 @@ def _forget(driver: weakref.ref[CupyDriver]) -> None:
     found = driver()
     if found is not None:
         found.device = ForkedDevice(found.name)
+        found.library = None

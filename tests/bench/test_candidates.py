@@ -17,6 +17,7 @@ from fcdense.backends.cpu import CpuBackend
 from fcdense.bench import candidates, questions
 from fcdense.bench.candidates import Candidate, CandidateError, Server, find, own, peer_names, serve, variants
 from fcdense.bench.cases import Grid
+from fcdense.bench.questions import launch, products
 from fcdense.bench.runner import max_error, reference
 from fcdense.errors import DeviceError, UnknownNameError
 
@@ -125,6 +126,14 @@ def test_all_peers_are_those_for_the_devices(
     monkeypatch.setattr(candidates, "peer_names", lambda: ["numpy", "cuda_torch"])
     monkeypatch.setattr(candidates, "variants", lambda missing: ["cpu eager"])
     assert candidates.all_peers(devices, {}) == names
+
+
+def test_no_data_are_drawn_for_what_a_peer_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server("numpy")
+    monkeypatch.setattr(server, "_kinds", (products.Product,))
+    assert not server.prepare(launch.Launch(launch.HOW[0]))
+    with pytest.raises(AssertionError):
+        _ = server.run
 
 
 def test_peers_for_gpus_come_last() -> None:

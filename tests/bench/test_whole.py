@@ -204,11 +204,9 @@ def test_what_is_measured() -> None:
     count = {question: sum(case.question == question for case in found) for question in questions_of(found)}
     assert count == {"launch": 4, "bandwidth": 2, "products": 2 * 3 * 6, "train": 4 + 2}
     labels = [case.label for case in found if case.question == "train"]
-    assert (
-        labels
-        == [f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)]
-        + ["784-512-512-10, batch 256"] * 2
-    )
+    assert labels == ["784-512-512-10, batch 256"] * 2 + [
+        f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)
+    ]
     assert {case.setting for case in found if case.question == "train"} == {
         "gelu, bfloat16, adamw",
         "relu, bfloat16, adam",

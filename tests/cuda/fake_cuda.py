@@ -113,6 +113,9 @@ class Device:
     def compute_capability(self) -> str:
         return self._machine.capability
 
+    def use(self) -> None:
+        self._machine.devices[-1] = self.id
+
     def __enter__(self) -> Device:
         self._machine.devices.append(self.id)
         return self

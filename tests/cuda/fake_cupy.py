@@ -128,7 +128,11 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
     own: Any = type("ndarray", (ndarray,), {"machine": machine})
     own._plain = own
     cupy.__dict__.update(
-        __version__="14.2.0", cuda=cuda, ndarray=own, get_default_memory_pool=lambda: machine.default_pool
+        __version__="14.2.0",
+        cuda=cuda,
+        ndarray=own,
+        get_default_memory_pool=lambda: machine.default_pool,
+        asarray=lambda array: array,
     )
     for module in (cupy, cuda):
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -103,7 +103,11 @@ def test_the_library_has_a_workspace_of_its_own(machine: Machine, monkeypatch: p
     driver = driver_of(0)
     assert driver.library == "here"
     ((place, size, device),) = made
-    assert (place % 256, size, device) == (0, 32 << 20, driver.device)
+    assert (place % 256, size) == (0, 32 << 20)
+    machine.devices[-1] = 1
+    with device:
+        assert machine.devices == [1, 0]
+    assert machine.devices == [1]
     taken = driver.upload(np.zeros(size, np.uint8))
     assert abs(driver.address(taken) - place) >= size
 

@@ -42,26 +42,38 @@ def computed(backend: Any, x: Any, w: Any, dz: Any) -> list[tuple[Any, Any, Any]
     return [(backend.to_host(out), a, b) for out, (a, b) in zip(outs, operands, strict=True)]
 
 
+def dtype_of(precision: str) -> np.dtype[Any]:
+    return np.dtype({"tf32": np.float32, "bfloat16": ml_dtypes.bfloat16}.get(precision, precision))
+
+
+def assert_exact(backend: Any, precision: str, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """Whole numbers are rounded once, to what is stored, and not before."""
+    dtype = dtype_of(precision)
+    given = [array.astype(dtype) for array in draw(shape, rng, whole=True)]
+    with fc.use_precision("tf32" if precision == "tf32" else "float32"):
+        found = computed(backend, *given)
+    for there, a, b in found:
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+        np.testing.assert_array_equal(there.astype(np.float64), exact.astype(dtype).astype(np.float64))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_whole_numbers_are_exact(shape: tuple[int, int, int], backend: Any, rng: np.random.Generator) -> None:
-    for found, a, b in computed(backend, *draw(shape, rng, whole=True)):
-        np.testing.assert_array_equal(found, a.astype(np.float64) @ b.astype(np.float64))
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+def test_whole_numbers_are_exact(
+    precision: str, shape: tuple[int, int, int], backend: Any, rng: np.random.Generator
+) -> None:
+    """By our own kernels, but for the largest."""
+    assert_exact(backend, precision, shape, rng)
 
 
 @pytest.mark.parametrize("precision", ["float64", "tf32", "float16", "bfloat16"])
 def test_whole_numbers_are_exact_in_products_of_the_library(
     precision: str, backend: Any, rng: np.random.Generator
 ) -> None:
-    """One rounding to what is stored, and none before it. The plan takes cuBLASLt for these on Hopper."""
-    dtype = np.dtype({"tf32": np.float32, "bfloat16": ml_dtypes.bfloat16}.get(precision, precision))
-    given = [array.astype(dtype) for array in draw((2048, 2048, 2048), rng, whole=True)]
-    with fc.use_precision("tf32" if precision == "tf32" else "float32"):
-        found = computed(backend, *given)
+    """The plan takes cuBLASLt for these on Hopper."""
+    assert_exact(backend, precision, (2048, 2048, 2048), rng)
     if backend.driver.architecture == "sm_90a" and backend.driver.library is not None:
         assert backend.products.served.startswith("cuBLASLt")
-    for there, a, b in found:
-        exact = a.astype(np.float64) @ b.astype(np.float64)
-        np.testing.assert_array_equal(there.astype(np.float64), exact.astype(dtype).astype(np.float64))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

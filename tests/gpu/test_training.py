@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -75,4 +76,6 @@ def test_memory_stays_flat(captured: bool, steps: int) -> None:
                 assert np.isfinite(loss.numpy())
                 with driver.device:
                     held.append((driver._pool.total_bytes(), cupy.cuda.runtime.memGetInfo()[0]))
-    assert held[0] == held[1]
+    assert held[0][0] == held[1][0]
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # others take memory meanwhile
+        assert held[1][1] >= held[0][1]
