@@ -169,9 +169,13 @@ class Recording:
         return ""
 
     def finished(self) -> list[Call]:
-        """The calls over memory of their own; arrays of the step that live on outside of it stay where they are."""
+        """The calls over memory of their own, without those whose results nobody reads.
+
+        Arrays of the step that live on outside of it stay where they are.
+        """
         spans: dict[int, Span] = {}
-        for number, call in enumerate(self.calls):
+        calls = self._needed()
+        for number, call in enumerate(calls):
             for operand in _operands(call.arguments.values()):
                 if isinstance(operand.place, tuple):
                     which = operand.place[0]
@@ -190,8 +194,25 @@ class Recording:
                 memory[which] = owner, self._temporaries[which].start - address(owner)
         return [
             _call(primitive, {name: _located(value, memory, backend) for name, value in arguments.items()}, precision)
-            for primitive, arguments, precision in self.calls
+            for primitive, arguments, precision in calls
         ]
+
+    def _needed(self) -> list[Noted]:
+        """The calls that write something that is read later, or that is no passing array of the step."""
+        read: set[Any] = set()
+        needed = []
+        for call in reversed(self.calls):
+            _, inputs, outputs = SIGNATURES[call.primitive]
+            written = _operands(call.arguments[name] for name in outputs)
+            if any(self._lives_on(operand) or operand.place[0] in read for operand in written):  # type: ignore[index]
+                needed.append(call)
+                places = (operand.place for operand in _operands(call.arguments[name] for name in inputs))
+                read.update(place[0] for place in places if isinstance(place, tuple))
+        return needed[::-1]
+
+    def _lives_on(self, operand: Operand) -> bool:
+        """Whether an operand is there before the step or after it."""
+        return not isinstance(operand.place, tuple) or self._temporaries[operand.place[0]].owner() is not None
 
 
 def address(array: Array) -> int:
