@@ -145,22 +145,22 @@ class CudaBackend(Backend):
     ) -> None:
         rows, classes = z_bk.shape
         within = np.dtype(np.float64 if z_bk.dtype == FLOAT64 else np.float32)
+        if not rows:
+            self.fill(0.0, out=loss)
+            return
+        kernel = source.cross_entropy(z_bk.dtype, loss.dtype, classes, target.ndim == 1)
         losses = self.workspace.empty((rows,), within)
-        if rows:
-            kernel = source.cross_entropy(z_bk.dtype, classes, target.ndim == 1)
-            words = self.launcher.place("z", z_bk) | self.launcher.place("target", target)
-            if weight_b is not None:
-                words |= {
-                    "weight": self.driver.address(weight_b),
-                    "weight_stride": weight_b.strides[0] // weight_b.dtype.itemsize,
-                }
-            if dz is not None:
-                words["dz"] = self.driver.address(dz)
-            grid = blocks(rows, source.rows_of_a_block(classes)), 1, 1
-            self.launcher.launch(
-                kernel, grid, **words, scale=scale, losses=self.driver.address(losses), rows=rows, classes=classes
-            )
-        self.launcher.reduce("sum", losses, (0,), loss, within="double")
+        words = self.launcher.place("z", z_bk) | self.launcher.place("target", target)
+        if weight_b is not None:
+            words |= {
+                "weight": self.driver.address(weight_b),
+                "weight_stride": weight_b.strides[0] // weight_b.dtype.itemsize,
+            }
+        results = {"losses": losses, "loss": loss, "arrivals": self.launcher.arrivals(1)}
+        results |= {} if dz is None else {"dz": dz}
+        words |= {name: self.driver.address(array) for name, array in results.items()}
+        grid = blocks(rows, source.rows_of_a_block(classes)), 1, 1
+        self.launcher.launch(kernel, grid, **words, scale=scale, rows=rows, classes=classes)
 
     # ---- elementwise -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ THREADS = 1 << 16
 SERIAL = 16
 """Numbers that a thread takes at least before a reduction is cut in parts; below `WHOLE` of them it is not cut."""
 WHOLE = 128
+FEWEST_COUNTERS = 1024
 
 
 class Lender(Protocol):
@@ -39,6 +40,7 @@ class Launcher:
     def __init__(self, driver: Driver, lender: Lender) -> None:
         self.driver = driver
         self._lender = lender
+        self._counters: list[Array] = []
 
     def place(self, name: str, array: Array) -> dict[str, int]:
         """Where a matrix or vector lies, as the fields `name`, `name_row`, `name_column`."""
@@ -124,6 +126,12 @@ class Launcher:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Memory for this call."""
         return self._lender.workspace.empty(shape, dtype)
+
+    def arrivals(self, count: int) -> Array:
+        """So many counters or more, which are 0 between launches."""
+        if not self._counters or self._counters[-1].size < count:  # what was recorded goes on with those before
+            self._counters.append(self.driver.upload(np.zeros(max(count, FEWEST_COUNTERS), np.uint32)))
+        return self._counters[-1]
 
     def reduce(
         self,

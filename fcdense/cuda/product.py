@@ -25,7 +25,6 @@ from fcdense.program import Program, trace
 
 LONGEST = (1 << 31) - 128
 """An axis: kernels count in 32 bits, up to the end of a tile."""
-FEWEST_COUNTERS = 1024
 
 SUM = trace(lambda z: z, 1, name="product")
 ADDED = trace(lambda z, c: z + c, 2, name="added_product")
@@ -72,7 +71,6 @@ class Products:
         self._launcher = launcher
         self.plan = plan
         self.served = ""
-        self._counters: list[Array] = []
 
     def run(
         self,
@@ -175,14 +173,8 @@ class Products:
         if sums is not None:
             fields |= {"sums_of_tiles": address(of_tiles), "sums": address(sums), "adds": int(adds)}
         if of_parts is not None or sums is not None:
-            fields["arrivals"] = address(self._arrivals(down * along + along))
+            fields["arrivals"] = address(self._launcher.arrivals(down * along + along))
         self._launcher.launch(kernel, (down * along, 1, parts), **fields)
-
-    def _arrivals(self, count: int) -> Array:
-        """So many counters or more, which are 0 between launches."""
-        if not self._counters or self._counters[-1].size < count:  # what was recorded goes on with those before
-            self._counters.append(self._launcher.driver.upload(np.zeros(max(count, FEWEST_COUNTERS), np.uint32)))
-        return self._counters[-1]
 
     @staticmethod
     def _kernel(

@@ -134,9 +134,9 @@ def softmax(dtype: DType, classes: int, log: bool) -> Kernel:
 
 
 @cache
-def cross_entropy(dtype: DType, classes: int, by_class: bool) -> Kernel:
-    """Cross entropy of such rows; `by_class` where targets are class numbers."""
-    call = f"cross_entropy<{stored(dtype)}, {_group(classes)}, {ROW_THREADS}, {str(by_class).lower()}>"
+def cross_entropy(dtype: DType, loss: DType, classes: int, by_class: bool) -> Kernel:
+    """Cross entropy of such rows, a number of dtype `loss`; `by_class` where targets are class numbers."""
+    call = f"cross_entropy<{stored(dtype)}, {stored(loss)}, {_group(classes)}, {ROW_THREADS}, {str(by_class).lower()}>"
     return _rows("CrossEntropy", call, CROSS_ENTROPY)
 
 
@@ -148,8 +148,8 @@ def rows_of_a_block(length: int) -> int:
 SOFTMAX = struct(z=ADDRESS, z_row=WORD, z_column=WORD, out=ADDRESS, rows=WORD, classes=WORD)
 CROSS_ENTROPY = struct(
     z=ADDRESS, z_row=WORD, z_column=WORD, target=ADDRESS, target_row=WORD, target_column=WORD,
-    weight=ADDRESS, weight_stride=WORD, scale=np.float64, losses=ADDRESS, dz=ADDRESS,
-    rows=WORD, classes=WORD,
+    weight=ADDRESS, weight_stride=WORD, scale=np.float64, losses=ADDRESS, loss=ADDRESS,
+    arrivals=ADDRESS, dz=ADDRESS, rows=WORD, classes=WORD,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 // Bytes: a row is read three times, from the L1 cache after the first, and written once. Operations: about 10 a number
 // and an exponential or two.
 #pragma once
+#include "arrivals.cuh"
 #include "groups.cuh"
 
 namespace fcdense {
@@ -50,13 +51,16 @@ struct CrossEntropy {
     const void* weight;  // null, or a number for each row
     Index weight_stride;
     double scale;
-    void* losses;  // one of each row, as they are computed
-    void* dz;      // null, or the gradient, contiguous; it may be z
+    void* losses;        // one of each row, as they are computed
+    void* loss;          // their sum
+    unsigned* arrivals;  // a counter, 0 before the launch and after it
+    void* dz;            // null, or the gradient, contiguous; it may be z
     Index rows, classes;
 };
 
-// losses_b = scale w_b sum_k t_bk (log sum exp(z_b - m) - (z_bk - m)), and its gradient by z.
-template <class T, int THREADS, int BLOCK, bool CLASSES>
+// losses_b = scale w_b sum_k t_bk (log sum exp(z_b - m) - (z_bk - m)), their sum, and its gradient by z. S: how the sum
+// is stored.
+template <class T, class S, int THREADS, int BLOCK, bool CLASSES>
 __device__ void cross_entropy(const CrossEntropy& a) {
     using C = Compute<T>;
     const Group<THREADS> group;
@@ -82,17 +86,20 @@ __device__ void cross_entropy(const CrossEntropy& a) {
     }
     loss = group.template joined<Sum>(loss);
     mass = CLASSES ? C(1) : group.template joined<Sum>(mass);
-    if (row >= a.rows) return;
     C factor = static_cast<C>(a.scale);
-    if (a.weight) factor *= widened<C>(static_cast<const T*>(a.weight)[row * a.weight_stride]);
-    if (group.rank == 0) static_cast<C*>(a.losses)[row] = factor * loss;
-    if (!a.dz) return;
+    if (a.weight) factor *= widened<C>(static_cast<const T*>(a.weight)[existing * a.weight_stride]);
+    if (row < a.rows && group.rank == 0) static_cast<C*>(a.losses)[row] = factor * loss;
     T* dz = static_cast<T*>(a.dz) + row * a.classes;
-    for (Index k = group.rank; k < a.classes; k += THREADS) {
+    for (Index k = a.dz && row < a.rows ? group.rank : a.classes; k < a.classes; k += THREADS) {
         const C share = CLASSES ? C(k == wanted) : widened<C>(t[CLASSES ? 0 : k * a.target_column]);
         const C p = exp(widened<C>(z[k * a.z_column]) - largest) / sum;
         dz[k] = Rounded<T>::of(factor * (mass * p - share));
     }
+    if (!is_last_of(gridDim.x, a.arrivals)) return;
+    double total = 0;
+    for (Index b = threadIdx.x; b < a.rows; b += BLOCK) total += static_cast<const C*>(a.losses)[b];
+    total = Group<BLOCK>().template joined<Sum>(total);
+    if (threadIdx.x == 0) *static_cast<S*>(a.loss) = Rounded<S>::of(total);
 }
 
 }  // namespace fcdense

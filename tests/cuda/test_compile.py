@@ -105,7 +105,7 @@ def others() -> Iterator[Kernel]:
         yield source.elementwise(relu, (dtype,), (dtype, dtype), 1, Vector(4))
         for length in (10, 5000):
             yield source.softmax(dtype, length, True)
-            yield from (source.cross_entropy(dtype, length, by_class) for by_class in (False, True))
+            yield from (source.cross_entropy(dtype, dtype, length, by_class) for by_class in (False, True))
         yield source.reduce("sum", "Square", dtype, F64, "double", 2, 32)
         yield source.reduce("max", "Identity", dtype, dtype, "double" if dtype == F64 else "float", 2, 1)
         yield source.gather_rows(dtype)
