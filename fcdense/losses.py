@@ -215,7 +215,7 @@ def cross_entropy(
     A logit -inf adds nothing where t_bk = 0, and makes the loss infinite elsewhere.
     Source of the smoothing: C. Szegedy et al. (2016), Rethinking the Inception architecture, CVPR, section 7.
     """
-    prediction = targets.wide(prediction)
+    given, prediction = prediction, targets.wide(prediction)
     targets.check("cross_entropy", prediction, target, of_logits=True)
     if prediction.shape[-1:] < (2,):
         raise ShapeError(
@@ -228,7 +228,7 @@ def cross_entropy(
         raise ArgumentError(f"ignore_index is {ignore_index!r}, expected an integer or None.")
     if isinstance(target, Tensor) and tape.needs_grad((target,)):
         raise ArgumentError("cross_entropy has no gradient for its target; pass target.detach().")
-    logits = prediction.reshape(-1, prediction.shape[-1])
+    t: Any
     if targets.is_unread(target):
         options = {
             "sample_weight": sample_weight,
@@ -237,12 +237,17 @@ def cross_entropy(
             "class_weight": class_weight,
         }
         unread, scale = targets.unread_classes(target, prediction, options)
-        return ops.softmax_cross_entropy(logits, unread.array, None, scale)
-    t, weight, scale = targets.class_terms(
-        target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
-    )
-    t = prediction.device.backend.from_host(t) if t.ndim == 1 else _beside(prediction, t)
-    return ops.softmax_cross_entropy(logits, t, None if weight is None else _beside(prediction, weight), scale)
+        t, weight = unread.array, None
+    else:
+        t, weight, scale = targets.class_terms(
+            target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
+        )
+        t = prediction.device.backend.from_host(t) if t.ndim == 1 else _beside(prediction, t)
+        weight = None if weight is None else _beside(prediction, weight)
+    # Logits of bfloat16 beside classes are taken as they are. float16 needs its scale before a gradient is rounded.
+    takes_narrow = given.dtype.kind == "V" and t.ndim == 1 and weight is None
+    logits = (given if takes_narrow else prediction).reshape(-1, prediction.shape[-1])
+    return ops.softmax_cross_entropy(logits, t, weight, scale)
 
 
 _register(cross_entropy, "cross_entropy")
@@ -260,7 +265,8 @@ class Loss:
         return f"<loss {self.name}>"
 
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None) -> Tensor:
-        prediction = targets.wide(prediction)
+        if _inner(self.function) not in TABLE.values():  # those there widen it themselves
+            prediction = targets.wide(prediction)
         if sample_weight is None:
             loss = self.function(prediction, target)
         elif self.takes_weights:
@@ -305,8 +311,13 @@ def get(spec: str | Callable[..., Tensor]) -> Loss:
     except (TypeError, ValueError) as error:  # ValueError: compiled code that does not tell its signature
         expected = "expected a name or a function of (prediction, target[, sample_weight])"
         raise ArgumentError(f"Loss {spec!r}: {expected}; {error}.") from None
-    inner = spec.func if isinstance(spec, partial) else spec
+    inner = _inner(spec)
     return Loss(spec, getattr(inner, "__name__", type(inner).__name__), "sample_weight" in signature.parameters)
+
+
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without the options that were fixed beforehand."""
+    return function.func if isinstance(function, partial) else function
 
 
 def _beside(prediction: Tensor, array: Any) -> Any:

@@ -17,6 +17,7 @@ from fcdense.conversion import host_array
 from fcdense.dense import dense as dense
 from fcdense.errors import ArgumentError, ShapeError
 from fcdense.operations import AnyTensor, Call, Gradients, Operation
+from fcdense.precision import FLOAT32
 from fcdense.program import Program, trace
 from fcdense.random import random_state
 from fcdense.tensor import Tensor, as_tensor, elementwise
@@ -63,18 +64,21 @@ def softmax_cross_entropy(logits: Tensor, target: Array, weight: Array | None, s
     """scale * sum_b weight_b * sum_k t_bk (logsumexp(z_b) - z_bk), with its gradient from the same pass.
 
     `logits` has shape (B, K); `target` holds class numbers or rows t_bk on the logits' device (`Backend.softmax_xent`).
+    The result is float32 where they are bfloat16.
     """
     backend = logits.device.backend
     recorded = tape.needs_grad((logits,))
-    loss = backend.workspace.empty((), logits.dtype)
+    loss = backend.workspace.empty((), FLOAT32 if logits.dtype.kind == "V" else logits.dtype)
     dz = backend.workspace.empty(logits.shape, logits.dtype) if recorded else None
     backend.softmax_xent(logits.array, target, weight, scale, loss=loss, dz=dz)
 
     def differentiable() -> Tensor:
-        rows = np.eye(logits.shape[1], dtype=logits.dtype)[target] if target.ndim == 1 else target
-        t = as_tensor(rows, like=logits)
-        slope = softmax(logits) * t.sum(axis=1, keepdims=True) - t
-        return slope * scale if weight is None else slope * (as_tensor(weight, like=logits).reshape(-1, 1) * scale)
+        z = logits.astype(loss.dtype)
+        one_hot = np.eye(z.shape[1], dtype=z.dtype)
+        t = as_tensor(one_hot[backend.to_host(target)] if target.ndim == 1 else target, like=z)
+        slope = softmax(z) * t.sum(axis=1, keepdims=True) - t
+        slope = slope * scale if weight is None else slope * (as_tensor(weight, like=z).reshape(-1, 1) * scale)
+        return slope.astype(logits.dtype)
 
     return _with_gradient("softmax_cross_entropy", loss, logits, dz, differentiable)
 

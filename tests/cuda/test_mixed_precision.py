@@ -150,7 +150,8 @@ def test_a_steady_step_casts_no_parameter(precision: str) -> None:
             fc.losses.cross_entropy(model(x), y).backward()
         optimizer.step()
         copies = DRIVER.launches[before:].count("copy")
-    assert copies == 4  # the last one within the linear layer's act_grad
+    # Of the input, of the logits for the loss, of its gradient, and within the linear layer's act_grad.
+    assert copies == {"bfloat16": 3, "float16": 4}[precision], "the gradient of bfloat16 logits has 16 bits at once"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -229,6 +230,25 @@ def test_a_trainer_in_tf32() -> None:
     assert losses("tf32") == losses(None, "tf32") != losses("float32") == losses(None)
     with fc.use_device("cpu"), pytest.raises(DeviceError, match=r"precision 'tf32' needs a GPU.*Trainer\(precision"):
         losses("tf32")
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"sample_weight": np.arange(1.0, 6.0)}])
+def test_the_loss_takes_bfloat16_logits_as_if_they_were_float32(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(9)
+    values, y = rng.normal(size=(5, 7)).astype(np.float32), rng.integers(0, 7, 5)
+    found = []
+    for widen in (False, True):
+        x = fc.tensor(values, requires_grad=True)
+        z = x.astype("bfloat16")
+        loss = fc.losses.cross_entropy(z.astype("float32") if widen else z, y, **options)
+        (first,) = fc.grad(loss, [x], retain_graph=True)
+        (again,) = fc.grad(loss, [x], create_graph=True)
+        (second,) = fc.grad((again * again).sum(), [x])
+        assert loss.dtype == np.float32
+        found.append([loss.numpy(), first.numpy(), second.numpy()])
+    for ours, theirs in zip(found[0][:2], found[1][:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(found[0][2], found[1][2], rtol=0, atol=2.0**-8 * np.abs(found[1][2]).max())
 
 
 def test_a_float16_fit_that_learns_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
