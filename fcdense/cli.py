@@ -151,8 +151,9 @@ def _column(text: str) -> str | int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from fcdense.tune import tune
+    from fcdense.tune import gpu_of, tune
 
+    gpu_of(current_device())  # before anything that needs one
     *hidden, outputs = options.widths[1:]
     model = fc.nn.Sequential(*(fc.nn.Dense(units, options.activation) for units in hidden), fc.nn.Dense(outputs))
     rng = np.random.default_rng(0)

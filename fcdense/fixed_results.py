@@ -23,7 +23,8 @@ def fixed(result: Any) -> Any:
     if type(result) is dict:
         return {key: fixed(item) for key, item in result.items()}
     raise CaptureError(
-        f"The step returned {type(result).__name__} {result!r}, which every replay would repeat. Return tensors."
+        f"The step returned an object of type {type(result).__name__}, which every replay would repeat. Return "
+        "tensors, or a tuple, list or dict of them."
     )
 
 

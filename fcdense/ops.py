@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -185,7 +185,7 @@ def clip(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     return x if high is None else elementwise(np.minimum, x, high)
 
 
-def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+def concatenate(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """The tensors one after another along an axis that they have."""
     parts = _parts("concatenate", tensors)
     ndim = parts[0].ndim
@@ -194,7 +194,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return Tensor.apply(operations.Concatenate(axis % ndim), *parts)
 
 
-def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+def stack(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
     parts = _parts("stack", tensors)
     ndim = parts[0].ndim + 1
@@ -205,7 +205,8 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([p.reshape(shape) for p in parts], axis=place)
 
 
-def _parts(name: str, tensors: Sequence[Any]) -> list[Tensor]:
+def _parts(name: str, given: Iterable[Any]) -> list[Tensor]:
+    tensors = list(given)
     like = next((t for t in tensors if isinstance(t, Tensor)), None)
     if like is None:
         raise ArgumentError(f"{name} needs at least one Tensor; for arrays alone use np.{name}.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense.errors import ArgumentError, unknown_name
-from fcdense.scope import scoped
+from fcdense.scope import Scope, scoped
 
 FLOAT_KINDS = "fV"
 """The kinds of float dtypes: bfloat16, which ml_dtypes adds to NumPy, has the one that NumPy calls "other"."""
@@ -31,7 +30,7 @@ DEFAULT = Precision("float32", FLOAT32)
 _chosen: ContextVar[Precision] = ContextVar("fcdense_precision", default=DEFAULT)
 
 
-def use_precision(name: str) -> AbstractContextManager[Any]:
+def use_precision(name: str) -> Scope[Any]:
     """Multiply in fewer bits inside of the `with` block, in this thread or task: mixed precision (on a GPU).
 
     A dense layer with float32 parameters rounds its input and a copy of its kernel to 16 bits, sums in float32, and

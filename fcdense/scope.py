@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import _GeneratorContextManager as Scope
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
+
+__all__ = ["Scope", "scoped"]
 
 T = TypeVar("T")
 

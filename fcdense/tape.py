@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from fcdense.arena import Array, Version
 from fcdense.backends.base import Mode
 from fcdense.errors import GraphError
-from fcdense.scope import scoped
+from fcdense.scope import Scope, scoped
 
 _recording: ContextVar[bool] = ContextVar("fcdense_recording", default=True)
 _numbers = itertools.count()
@@ -132,7 +131,7 @@ def is_recording() -> bool:
     return _recording.get()
 
 
-def recording(enabled: bool) -> AbstractContextManager[bool]:
+def recording(enabled: bool) -> Scope[bool]:
     """Switch recording on or off inside the `with` block."""
     return scoped(_recording, enabled)
 

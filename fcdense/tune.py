@@ -52,6 +52,23 @@ class Tuning:
         return "\n".join([f"products on {self.device}", *lines, f"kept in {self.path}"])
 
 
+def gpu_of(device: Device) -> CudaBackend:
+    """The backend of a device that has something to tune.
+
+    Raises
+    ------
+    ArgumentError
+        It is no GPU.
+    """
+    if isinstance(device.backend, CudaBackend):
+        return device.backend
+    failed = failed_probe()
+    raise ArgumentError(
+        f'There is nothing to tune on device {device.name!r}; expected a GPU, such as "cuda".'
+        f"{'' if failed is None else f' There is none: {failed}'}"
+    )
+
+
 def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
     """Measure the products of a step on a GPU and choose for each the kernel that was the fastest.
 
@@ -76,13 +93,7 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
         The device is no GPU, or the step multiplies nothing on it.
     """
     chosen = current_device() if device is None else named(device)
-    backend = chosen.backend
-    if not isinstance(backend, CudaBackend):
-        failed = failed_probe()
-        raise ArgumentError(
-            f'There is nothing to tune on device {chosen.name!r}; expected a GPU, such as "cuda".'
-            f"{'' if failed is None else f' There is none: {failed}'}"
-        )
+    backend = gpu_of(chosen)
     plan = backend.products.plan
     noting = backend.products.plan = tuning.Noting(plan)
     try:

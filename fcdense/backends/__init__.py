@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,7 @@ from fcdense.backends.probe import Probe, cuda_probes, failed_probe, gpu_count
 from fcdense.backends.reference import ReferenceBackend
 from fcdense.errors import DeviceError
 from fcdense.log import logger
-from fcdense.scope import scoped
+from fcdense.scope import Scope, scoped
 
 __all__ = [
     "Backend",
@@ -146,7 +145,7 @@ def current_device() -> Device:
         raise DeviceError(f"{error} (The name comes from the environment variable FCDENSE_DEVICE.)") from None
 
 
-def use_device(spec: str | Device) -> AbstractContextManager[Device]:
+def use_device(spec: str | Device) -> Scope[Device]:
     """Make `spec` the device of tensors and layers created inside the `with` block, in this thread or task."""
     return scoped(_chosen, device(spec))
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import abc
 import functools
 import threading
-import weakref
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,58 +20,15 @@ from fcdense.arena import Array, Workspace
 from fcdense.backends import known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
+from fcdense.backends.noted import Noted, Operand, Temporary, address, alike, first_difference
 from fcdense.backends.replay import Call
 from fcdense.backends.signatures import SIGNATURES
-from fcdense.backends.spans import interface, overlap
+from fcdense.backends.spans import overlap
 from fcdense.errors import CaptureError
 from fcdense.precision import current_precision
 
 _busy = threading.Lock()
 _current: Recording | None = None
-
-
-class Operand(NamedTuple):
-    """Where an array of a call lies, and in which form.
-
-    `place` is (number, bytes from its start) for an array that the step makes, and otherwise the address. Arrays that
-    were there before are kept in `array`, as are single numbers from the host, which `constant` holds as bytes.
-    """
-
-    place: tuple[int, int] | int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype[Any]
-    constant: bytes | None
-    array: Array | None
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What two recordings of one step have in common."""
-        return (0 if self.constant is not None else self.place, *self[1:5])
-
-    def __str__(self) -> str:
-        if self.constant is not None:
-            return f"the number {np.frombuffer(self.constant, self.dtype)[0]}"
-        made = f"temporary array {self.place[0]}" if isinstance(self.place, tuple) else f"an array at {self.place:#x}"
-        return f"{made} of shape {self.shape}, {self.dtype}"
-
-
-class Temporary:
-    """An array that the step makes. It is needed for longer than the step if `owner` still lives at the end."""
-
-    def __init__(self, number: int, array: Array, gone: Callable[[Any], None]) -> None:
-        self.number = number
-        self.nbytes: int = array.nbytes
-        self.start: int = address(array)
-        self.owner = weakref.ref(array if array.base is None else array.base, gone)
-
-
-class Noted(NamedTuple):
-    """A call whose arrays are operands."""
-
-    primitive: str
-    arguments: dict[str, Any]
-    precision: str
 
 
 class Recording:
@@ -215,35 +171,6 @@ class Recording:
         return not isinstance(operand.place, tuple) or self._temporaries[operand.place[0]].owner() is not None
 
 
-def address(array: Array) -> int:
-    """Where the first element lies."""
-    return int(interface(array)["data"][0])
-
-
-def alike(ours: Any, theirs: Any) -> bool:
-    """Whether two noted arguments are the same; NaN is NaN."""
-    if isinstance(ours, Operand) and isinstance(theirs, Operand):
-        return ours.form == theirs.form
-    if isinstance(ours, tuple) and isinstance(theirs, tuple):
-        return len(ours) == len(theirs) and all(alike(a, b) for a, b in zip(ours, theirs, strict=True))
-    if type(ours) is not type(theirs):
-        return False
-    return bool(ours is theirs or ours == theirs or (isinstance(ours, float) and ours != ours and theirs != theirs))
-
-
-def first_difference(ours: Any, theirs: Any) -> tuple[str, str]:
-    """The first parts of two arguments that are not alike, in words."""
-    if type(ours) is tuple and type(theirs) is tuple and len(ours) == len(theirs):
-        return next(first_difference(a, b) for a, b in zip(ours, theirs, strict=True) if not alike(a, b))
-    return _words(ours), _words(theirs)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, Operand):
-        return str(value)
-    return getattr(value, "name", None) or repr(value)
-
-
 def _operands(values: Any) -> Iterator[Operand]:
     for value in values:
         if isinstance(value, Operand):
@@ -335,16 +262,20 @@ class RecordingBackend(Backend):
         )
 
     def hand_over(self, array: Array) -> Array:
-        return array if self._recording.is_here else self.inner.hand_over(array)
+        self._refuse_reading(array)
+        return self.inner.hand_over(array)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
-        if not self._recording.is_here:
-            return self.inner.to_host(array)
-        raise CaptureError(
-            f"Values (shape {array.shape}) were read on the host while a step was recorded; nothing has been computed "
-            "yet, and a replay does not run Python. Read results after the step: return them. For a choice by value "
-            "use np.where."
-        )
+        self._refuse_reading(array)
+        return self.inner.to_host(array)
+
+    def _refuse_reading(self, array: Array) -> None:
+        if self._recording.is_here:
+            raise CaptureError(
+                f"Values (shape {array.shape}) were read on the host while a step was recorded; nothing has been "
+                "computed yet, and a replay does not run Python. Read results after the step: return them. For a "
+                "choice by value use np.where."
+            )
 
 
 def _recorded(primitive: str) -> Callable[..., None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,13 +15,13 @@ from fcdense.nn.arguments import integer
 from fcdense.nn.input import device_of
 from fcdense.nn.layer import Layer
 from fcdense.parameter import Parameter
-from fcdense.scope import scoped
+from fcdense.scope import Scope, scoped
 from fcdense.tensor import Tensor, tensor
 
 _deferred: ContextVar[bool] = ContextVar("fcdense_deferred", default=False)
 
 
-def unbuilt() -> AbstractContextManager[bool]:
+def unbuilt() -> Scope[bool]:
     """Layers made inside the `with` block draw no initial values, even where `in_features` is given.
 
     For a model whose values come from `load_state_dict`; otherwise its first call draws them.

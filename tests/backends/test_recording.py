@@ -11,7 +11,8 @@ from fcdense.backends import Device, recording
 from fcdense.backends.base import Backend
 from fcdense.backends.checked import CheckedBackend
 from fcdense.backends.cpu import CpuBackend
-from fcdense.backends.recording import Operand, Recording, alike
+from fcdense.backends.noted import Operand, alike
+from fcdense.backends.recording import Recording
 from fcdense.backends.signatures import SIGNATURES
 from fcdense.errors import CaptureError
 from fcdense.program import trace

@@ -17,7 +17,8 @@ part() {
 }
 
 tests=(python3 -m pytest -q -p no:cacheprovider -m gpu)
-nvidia-smi
+nvidia-smi || exit 1
+command -v compute-sanitizer >/dev/null || echo 'compute-sanitizer is not on the PATH: memory and races are not checked.'
 part info 40 python3 -m fcdense info
 part driver 80 "${tests[@]}" tests/gpu tests/bench/test_whole.py tests/kernels/test_gpu_dense.py
 workers=()
