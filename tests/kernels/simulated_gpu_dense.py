@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -40,6 +41,26 @@ class OnDevice:
         return self.array.__array_interface__ | {"data": (address, self.read_only)}
 
 
+class Allocations(dict[Any, Any]):
+    """The simulator's shared arrays. It looks for one, and makes it where there is none, in two steps: no other thread
+    may come in between, which would make another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def get(self, place: Any, default: Any = None) -> Any:
+        self._lock.acquire()
+        found = super().get(place, default)
+        if found is not None:
+            self._lock.release()
+        return found
+
+    def __setitem__(self, place: Any, made: Any) -> None:
+        super().__setitem__(place, made)
+        self._lock.release()
+
+
 @pytest.fixture(autouse=True)
 def _simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays by their interface, which the simulator does not know."""
@@ -47,12 +68,20 @@ def _simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     # The thread that waits for all others does not sleep, and would give way to them every 5 ms only.
     sys.setswitchinterval(1e-4)
     from numba.cuda.cudadrv.devicearray import FakeCUDAArray
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
     def of_interface(description: dict[str, Any], owner: Any, sync: bool) -> Any:
         assert not sync
         return FakeCUDAArray(np.asarray(SimpleNamespace(__array_interface__=description, owner=owner)))
 
     monkeypatch.setattr(cuda, "from_cuda_array_interface", of_interface, raising=False)
+    begin = FakeCUDAShared.__init__
+
+    def begun(self: Any, dynshared_size: int) -> None:
+        begin(self, dynshared_size)
+        self._allocations = Allocations()
+
+    monkeypatch.setattr(FakeCUDAShared, "__init__", begun)
 
 
 def zeros(*shape: int, dtype: Any) -> Array:
