@@ -215,7 +215,6 @@ def cross_entropy(
     A logit -inf adds nothing where t_bk = 0, and makes the loss infinite elsewhere.
     Source of the smoothing: C. Szegedy et al. (2016), Rethinking the Inception architecture, CVPR, section 7.
     """
-    given, prediction = prediction, targets.wide(prediction)
     targets.check("cross_entropy", prediction, target, of_logits=True)
     if prediction.shape[-1:] < (2,):
         raise ShapeError(
@@ -228,7 +227,9 @@ def cross_entropy(
         raise ArgumentError(f"ignore_index is {ignore_index!r}, expected an integer or None.")
     if isinstance(target, Tensor) and tape.needs_grad((target,)):
         raise ArgumentError("cross_entropy has no gradient for its target; pass target.detach().")
-    t: Any
+    # Logits of bfloat16 beside classes are taken as they are. float16 needs its scale before a gradient is rounded.
+    z = prediction if prediction.dtype.kind == "V" else targets.wide(prediction)
+    logits = z.reshape(-1, prediction.shape[-1])
     if targets.is_unread(target):
         options = {
             "sample_weight": sample_weight,
@@ -237,17 +238,15 @@ def cross_entropy(
             "class_weight": class_weight,
         }
         unread, scale = targets.unread_classes(target, prediction, options)
-        t, weight = unread.array, None
-    else:
-        t, weight, scale = targets.class_terms(
-            target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
-        )
-        t = prediction.device.backend.from_host(t) if t.ndim == 1 else _beside(prediction, t)
-        weight = None if weight is None else _beside(prediction, weight)
-    # Logits of bfloat16 beside classes are taken as they are. float16 needs its scale before a gradient is rounded.
-    takes_narrow = given.dtype.kind == "V" and t.ndim == 1 and weight is None
-    logits = (given if takes_narrow else prediction).reshape(-1, prediction.shape[-1])
-    return ops.softmax_cross_entropy(logits, t, weight, scale)
+        return ops.softmax_cross_entropy(logits, unread.array, None, scale)
+    t, weight, scale = targets.class_terms(
+        target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
+    )
+    if t.ndim == 1 and weight is None:
+        return ops.softmax_cross_entropy(logits, prediction.device.backend.from_host(t), None, scale)
+    logits = targets.wide(logits)
+    t = prediction.device.backend.from_host(t) if t.ndim == 1 else _beside(logits, t)
+    return ops.softmax_cross_entropy(logits, t, None if weight is None else _beside(logits, weight), scale)
 
 
 _register(cross_entropy, "cross_entropy")

@@ -74,8 +74,8 @@ def softmax_cross_entropy(logits: Tensor, target: Array, weight: Array | None, s
 
     def differentiable() -> Tensor:
         z = logits.astype(loss.dtype)
-        one_hot = np.eye(z.shape[1], dtype=z.dtype)
-        t = as_tensor(one_hot[backend.to_host(target)] if target.ndim == 1 else target, like=z)
+        rows = target if target.ndim == 2 else np.eye(z.shape[1], dtype=z.dtype)[backend.to_host(target)]
+        t = as_tensor(rows, like=z)
         slope = softmax(z) * t.sum(axis=1, keepdims=True) - t
         slope = slope * scale if weight is None else slope * (as_tensor(weight, like=z).reshape(-1, 1) * scale)
         return slope.astype(logits.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import _GeneratorContextManager as Scope
+from contextlib import _GeneratorContextManager as Scope  # what @contextmanager makes; it is a decorator as well
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar

@@ -37,7 +37,7 @@ def check(name: str, prediction: Any, target: Any, of_logits: bool) -> None:
         raise ArgumentError(
             f"{name}: the prediction is {type(prediction).__name__}, expected a Tensor. Use fc.tensor()."
         )
-    if prediction.dtype not in FLOATS:
+    if prediction.dtype not in FLOATS and prediction.dtype.kind != "V":
         raise DTypeError(f"{name}: the prediction is {prediction.dtype}, expected floats. Use .astype('float32').")
     if not prediction.size:
         raise ShapeError(f"{name}: a prediction of shape {prediction.shape} is empty, and its mean has no value.")
