@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcdense.errors import ArgumentError, unknown_name
-from fcdense.scope import Scope, scoped
+from fcdense.scope import Scope
 
 FLOAT_KINDS = "fV"
 """The kinds of float dtypes: bfloat16, which ml_dtypes adds to NumPy, has the one that NumPy calls "other"."""
@@ -64,7 +64,7 @@ def use_precision(name: str) -> Scope[Any]:
     ...     loss = fc.losses.cross_entropy(model(x), y)
     >>> loss.backward()
     """
-    return scoped(_chosen, Precision(name, dtype_of(name)))
+    return Scope(_chosen, Precision(name, dtype_of(name)))
 
 
 def known(name: str) -> str:

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import _GeneratorContextManager as Scope  # what @contextmanager makes; it is a decorator as well
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Scope", "scoped"]
+from fcdense.errors import ArgumentError
 
 T = TypeVar("T")
 
 
+class Scope(Generic[T]):
+    """A setting for `with` blocks, one after another or within each other, of one thread; a decorator as well.
+
+    Parameters
+    ----------
+    variable : ContextVar
+    value
+        What it is inside of the block.
+    """
+
+    __slots__ = ("_open", "_value", "_variable")
+
+    def __init__(self, variable: ContextVar[Any], value: T) -> None:
+        self._variable = variable
+        self._value = value
+        self._open: list[AbstractContextManager[T]] = []
+
+    def __enter__(self) -> T:
+        block = _block(self._variable, self._value)
+        value = block.__enter__()
+        self._open.append(block)  # Ctrl-C before it: the block is dropped, which ends it
+        return value
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.pop().__exit__(*raised)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with the setting during each call.
+
+        Raises
+        ------
+        ArgumentError
+            It makes a generator or coroutine, whose code runs after the call.
+        """
+        kinds = inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction
+        if not callable(function) or any(kind(function) for kind in kinds):
+            raise ArgumentError(
+                f"The decorator got {function!r}, expected a function whose code runs when it is called. In a "
+                "generator or coroutine use a `with` block between two `yield`s or `await`s."
+            )
+
+        @wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with _block(self._variable, self._value):
+                return function(*args, **kwargs)
+
+        return inside
+
+
 @contextmanager
-def scoped(variable: ContextVar[Any], value: T) -> Iterator[T]:
+def _block(variable: ContextVar[Any], value: T) -> Iterator[T]:
     """Let `variable` be `value` inside of the `with` block, and what it was afterwards, wherever Ctrl-C comes."""
     before = variable.get()
     try:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fcdense.arena import Array, Version
 from fcdense.backends.base import Mode
 from fcdense.errors import GraphError
-from fcdense.scope import Scope, scoped
+from fcdense.scope import Scope
 
 _recording: ContextVar[bool] = ContextVar("fcdense_recording", default=True)
 _numbers = itertools.count()
@@ -133,7 +133,7 @@ def is_recording() -> bool:
 
 def recording(enabled: bool) -> Scope[bool]:
     """Switch recording on or off inside the `with` block."""
-    return scoped(_recording, enabled)
+    return Scope(_recording, enabled)
 
 
 def no_grad() -> Any:

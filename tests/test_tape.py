@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from fcdense import activations, ops, tape
 from fcdense.backends import device
-from fcdense.errors import GraphError, ShapeError
+from fcdense.errors import ArgumentError, GraphError, ShapeError
 from fcdense.gradients import grad
 from fcdense.parameter import Parameter, pack
 from fcdense.tensor import Tensor, tensor
@@ -251,6 +251,28 @@ def test_no_grad_nests_survives_exceptions_and_decorates() -> None:
     with tape.no_grad():
         y.backward()
     assert x.grad.item() == 2.0
+
+
+def test_a_scope_serves_several_blocks() -> None:
+    scope = tape.no_grad()
+    for _ in range(2):
+        with scope:
+            with scope:
+                assert not tape.is_recording()
+            assert not tape.is_recording()
+        assert tape.is_recording()
+
+
+def test_what_runs_after_the_call_is_not_decorated() -> None:
+    def batches() -> Iterator[bool]:
+        yield tape.is_recording()
+
+    async def step() -> bool:
+        return tape.is_recording()
+
+    for function in (batches, step, 3):
+        with pytest.raises(ArgumentError, match=r"a function whose code runs when it is called.*`with` block"):
+            tape.no_grad()(function)  # type: ignore[arg-type]
 
 
 def test_no_grad_is_a_matter_of_one_thread() -> None:

@@ -19,7 +19,7 @@ from fcdense.backends.probe import Probe, cuda_probes, failed_probe, gpu_count
 from fcdense.backends.reference import ReferenceBackend
 from fcdense.errors import DeviceError
 from fcdense.log import logger
-from fcdense.scope import Scope, scoped
+from fcdense.scope import Scope
 
 __all__ = [
     "Backend",
@@ -147,7 +147,7 @@ def current_device() -> Device:
 
 def use_device(spec: str | Device) -> Scope[Device]:
     """Make `spec` the device of tensors and layers created inside the `with` block, in this thread or task."""
-    return scoped(_chosen, device(spec))
+    return Scope(_chosen, device(spec))
 
 
 def known_devices() -> list[Device]:

@@ -15,7 +15,7 @@ from fcdense.nn.arguments import integer
 from fcdense.nn.input import device_of
 from fcdense.nn.layer import Layer
 from fcdense.parameter import Parameter
-from fcdense.scope import Scope, scoped
+from fcdense.scope import Scope
 from fcdense.tensor import Tensor, tensor
 
 _deferred: ContextVar[bool] = ContextVar("fcdense_deferred", default=False)
@@ -26,7 +26,7 @@ def unbuilt() -> Scope[bool]:
 
     For a model whose values come from `load_state_dict`; otherwise its first call draws them.
     """
-    return scoped(_deferred, True)
+    return Scope(_deferred, True)
 
 
 def is_deferred() -> bool:
