@@ -32,15 +32,17 @@ def capture(step: Callable[..., Any]) -> Captured:
 
     With compiled kernels no Python runs between two primitives either, where all of them have one.
 
-    Also a decorator. The first call runs the step as ever. The second one records it, twice and without computing
-    anything: the recordings have to be alike, else something of the step comes from Python and changes. From then on
-    every call runs the recorded primitives on its arguments: read where they lie, or copied into fixed buffers.
+    Also a decorator, of methods too: each instance then has a step of its own. The first call runs the step as ever.
+    The second one records it, twice and without computing anything: the recordings have to be alike, else something of
+    the step comes from Python and changes. From then on every call runs the recorded primitives on its arguments: read
+    where they lie, or copied into fixed buffers.
 
     Parameters
     ----------
     step : callable
         Takes arrays, tensors, numbers, texts and None; returns a tensor, None, or tuples, lists and dicts of them. It
-        is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64).
+        is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64). One that is
+        captured already stays as it is.
 
     Returns
     -------
@@ -83,7 +85,7 @@ def capture(step: Callable[..., Any]) -> Captured:
     """
     if not callable(step):
         raise ArgumentError(f"capture needs a function, given {step!r}.")
-    return Captured(step)
+    return step if isinstance(step, Captured) else Captured(step)
 
 
 class Captured:
@@ -102,6 +104,7 @@ class Captured:
     def __init__(self, step: Callable[..., Any]) -> None:
         update_wrapper(self, step, updated=())
         self._step = step
+        self._key = ""  # under which an instance keeps its own step, where this one is a method
         self._inputs: FixedInputs | None = None
         self._variants: list[Variant] = []
         self._variant: Variant | None = None
@@ -110,6 +113,24 @@ class Captured:
     def __repr__(self) -> str:
         calls = "not recorded yet" if self._variant is None else f"{len(self._variant.calls)} calls"
         return f"<captured {getattr(self, '__name__', self._step)!s}: {calls}>"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"{owner.__qualname__}.{name}"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Captured:
+        """A captured method: each instance has a step of its own, recorded with its `self`."""
+        bind = getattr(self._step, "__get__", None)
+        if instance is None or bind is None or not self._key:
+            return self
+        steps = vars(instance)
+        if self._key not in steps:
+            steps[self._key] = Captured(bind(instance, owner))
+        made: Captured = steps[self._key]
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is not recorded yet: a recording works on the arrays of the original."""
+        return capture, (self._step,)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
