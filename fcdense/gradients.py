@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,12 +85,10 @@ def grad(
     GraphError
         No output depends on one of `inputs`.
     ArgumentError
-        There are no outputs or inputs.
+        There are no outputs or inputs, or one of them is no tensor.
     """
-    wanted: tuple[Tensor, ...] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not wanted:
-        raise ArgumentError("grad needs at least one input.")
-    output = outputs if isinstance(outputs, Tensor) else _joined(tuple(outputs), gradient)
+    wanted = _tensors(inputs, "input")
+    output = outputs if isinstance(outputs, Tensor) else _joined(_tensors(outputs, "output"), gradient)
     seed = output.gradient_seed(gradient if output is outputs else None)
     collector = Collector(wanted)
     if output.node is None:
@@ -109,13 +107,20 @@ def grad(
     return results[0] if isinstance(inputs, Tensor) else tuple(results)
 
 
+def _tensors(given: Any, role: str) -> tuple[Tensor, ...]:
+    """The outputs or inputs of `grad`."""
+    several = (given,) if isinstance(given, Tensor) else tuple(given) if isinstance(given, Iterable) else ()
+    for one in several or (given,):
+        if not isinstance(one, Tensor):
+            raise ArgumentError(f"grad needs at least one {role}, each a tensor; given {type(one).__name__}.")
+    return several
+
+
 def _joined(outputs: Sequence[Tensor], gradients: Any) -> Tensor:
     """One number whose gradient is the sum of theirs."""
     given = [None] * len(outputs) if gradients is None else list(gradients)
     if len(given) != len(outputs):
         raise ArgumentError(f"{len(outputs)} outputs and {len(given)} gradients were given; expected one for each.")
-    if not given:
-        raise ArgumentError("grad needs at least one output.")
     seeds: list[Tensor] = [output.gradient_seed(gradient) for output, gradient in zip(outputs, given, strict=True)]
     with tape.recording(True):
         parts = [(output * seed).sum() for output, seed in zip(outputs, seeds, strict=True)]

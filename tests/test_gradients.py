@@ -66,6 +66,9 @@ def test_several_outputs() -> None:
         grad([h, w], x, [np.ones(2)])
     with pytest.raises(ArgumentError, match="at least one"):
         grad([], x)
+    for outputs, inputs, what in ((w, [x, "w"], "input.*str"), (3.0, x, "output.*float"), (w, None, "input.*None")):
+        with pytest.raises(ArgumentError, match=f"at least one {what}"):
+            grad(outputs, inputs)  # type: ignore[arg-type]
 
 
 def test_a_hidden_dense_layer_that_is_itself_an_output(rng: np.random.Generator) -> None:
