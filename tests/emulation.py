@@ -16,16 +16,18 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense import kernels
-from fcdense.cuda.driver import Driver
+from fcdense.cuda.driver import LANES, Driver
 from fcdense.cuda.source import Kernel
 from fcdense.errors import OutOfMemory
 
@@ -144,7 +146,7 @@ class EmulatedDriver(Driver):
         self.launches: list[str] = []
         self._options = options
         self._kernels: dict[str, Any] = {}
-        self._recorded: list[Callable[[], None]] | None = None
+        self._recorded: list[Part] | None = None
         self._stream = threading.Lock()
         self._guarded: list[tuple[weakref.ref[HostArray], int, int]] = []
 
@@ -190,13 +192,13 @@ class EmulatedDriver(Driver):
         function = self._function(kernel)
         given = arguments.copy()
         if self._recorded is not None:
-            self._recorded.append(lambda: self._run(kernel, function, grid, given))
+            self._note(lambda: self._run(kernel, function, grid, given))
         else:
             self._run(kernel, function, grid, given)
 
     def enqueue(self, launch: Callable[[int], object]) -> None:
         if self._recorded is not None:
-            self._recorded.append(partial(launch, 0))
+            self._note(partial(launch, 0))
         else:
             launch(0)
 
@@ -233,8 +235,20 @@ class EmulatedDriver(Driver):
             sentences = {1: "threads wait for each other for ever", 2: "a copy was never waited for"}
             raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: {sentences[status]}")
 
+    def _note(self, launch: Callable[[], None]) -> None:
+        assert self._recorded is not None
+        if not self._recorded:
+            self.begin_part(0, ())
+        self._recorded[-1].launches.append(launch)
+
+    def begin_part(self, lane: int, after: Sequence[int]) -> None:
+        assert self._recorded is not None
+        assert 0 <= lane < LANES
+        assert all(number < len(self._recorded) for number in after)
+        self._recorded.append(Part(lane, tuple(after), []))
+
     @contextmanager
-    def _recording(self) -> Iterator[list[Callable[[], None]]]:
+    def _recording(self) -> Iterator[list[Part]]:
         self._recorded = []
         try:
             yield self._recorded
@@ -244,9 +258,31 @@ class EmulatedDriver(Driver):
     def record(self, calls: Callable[[], None]) -> Callable[[], None]:
         with self._recording() as recorded:
             calls()
+        turns = cycle(range(LANES))
 
         def replay() -> None:
-            for launch in recorded:
-                launch()
+            for part in in_order(recorded, next(turns)):
+                for launch in part.launches:
+                    launch()
 
         return replay
+
+
+class Part(NamedTuple):
+    """A part of what is recorded (`Driver.begin_part`)."""
+
+    lane: int
+    after: tuple[int, ...]
+    launches: list[Callable[[], None]]
+
+
+def in_order(parts: Sequence[Part], first: int) -> Iterator[Part]:
+    """The parts, with lane `first` as far ahead of the others as it may be."""
+    waiting = {lane: deque(number for number, part in enumerate(parts) if part.lane == lane) for lane in range(LANES)}
+    done: set[int] = set()
+    while len(done) < len(parts):
+        ready = [queue for queue in waiting.values() if queue and done.issuperset(parts[queue[0]].after)]
+        assert ready, "the lanes wait for each other"
+        number = next((queue for queue in (waiting[first],) if queue in ready), ready[0]).popleft()
+        done.add(number)
+        yield parts[number]

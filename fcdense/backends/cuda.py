@@ -33,10 +33,10 @@ class CudaBackend(Backend):
     name = "cuda"
     is_host = False
 
-    def __init__(self, driver: Driver, plan: Plan | None = None) -> None:
+    def __init__(self, driver: Driver, plan: Plan | None = None, lane: int = 0) -> None:
         super().__init__()
         self.driver = driver
-        self.launcher = Launcher(driver, self)
+        self.launcher = Launcher(driver, self, lane)
         self.products = Products(self.launcher, plan_of(driver) if plan is None else plan)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

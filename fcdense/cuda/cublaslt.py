@@ -110,7 +110,7 @@ class _Plan:
 
 
 class CublasLt:
-    """The library on one device, for launches that run one after another: they share a workspace.
+    """The library on one device. Launches that run one after another, on one lane, share a workspace.
 
     Any thread may call, on whatever device.
 
@@ -118,8 +118,9 @@ class CublasLt:
     ----------
     workspace : int
         An address, a multiple of 256, of memory that lives as long as this object and the graphs with its launches.
+        Each lane has `size` bytes of it, one after another.
     size : int
-        Bytes of it (`workspace_size`).
+        Bytes for a lane (`workspace_size`).
     library : optional
         What has the functions, in place of NVIDIA's.
     device : context manager, optional
@@ -174,10 +175,11 @@ class CublasLt:
                 return str(error)
             return plan if isinstance(plan, str) else ""
 
-    def run(self, product: Product, stream: int, algorithm: Algorithm | None = None) -> None:
+    def run(self, product: Product, stream: int, algorithm: Algorithm | None = None, lane: int = 0) -> None:
         """Launch a product on a stream, by a given algorithm, or that which was chosen, or the library's first.
 
-        The stream may be one that is being captured, if the product is known.
+        Those of one `lane` must not run side by side. The stream may be one that is being captured, if the product is
+        known.
 
         Raises
         ------
@@ -193,7 +195,7 @@ class CublasLt:
                 byref(plan.one), product.b.address, a, product.a.address, b,
                 byref(plan.beta), out, d, out, d,
                 plan.code if algorithm is None else Code.from_buffer_copy(algorithm.code),
-                self._workspace, self._size, stream,
+                self._workspace + lane * self._size, self._size, stream,
             )  # fmt: skip
             self._check(status, f"does not compute {product}")
 

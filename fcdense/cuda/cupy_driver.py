@@ -9,11 +9,10 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import cupy
 import numpy as np
@@ -21,7 +20,8 @@ from cupy.cuda import runtime
 
 from fcdense.arena import Array
 from fcdense.cuda.cublaslt import CublasLt, workspace_size
-from fcdense.cuda.driver import Driver
+from fcdense.cuda.cupy_graph import Part, Step, graph_of
+from fcdense.cuda.driver import LANES, Driver
 from fcdense.cuda.library import library_path
 from fcdense.cuda.modules import FAILURES, Function, Launch, LaunchQueue, Modules
 from fcdense.cuda.source import Kernel
@@ -69,14 +69,6 @@ class DeviceArray(cupy.ndarray):  # type: ignore[misc]
         with self.driver.device, self.driver.stream:
             made = super().reshape(*shape)
         return made if type(made) is DeviceArray else self.driver.wrap(made.shape, made.dtype, made.data, made.strides)
-
-
-class Step(NamedTuple):
-    """What is noted of a step: its launches, which are told the stream, their kernels, and the arrays made for it."""
-
-    launches: list[Callable[[Any], object]]
-    kernels: list[Future[Function]]
-    arrays: list[Array]
 
 
 class ForkedDevice:
@@ -155,11 +147,11 @@ class CupyDriver(Driver):
             os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
 
     def _cublaslt(self) -> CublasLt | None:
-        """The library with a workspace of its own, or None where it is not there."""
+        """The library with workspaces of its own, or None where it is not there."""
         size = workspace_size(self.architecture)
         try:
             library_path("cublasLt", "cuBLASLt")  # before memory is taken for it
-            self._workspace = self.empty((size,), np.dtype(np.uint8))
+            self._workspace = self.empty((LANES * size,), np.dtype(np.uint8))
             return CublasLt(self.address(self._workspace), size, device=Current(self.device))
         except (DeviceError, OutOfMemory) as error:
             self.no_library = str(error)
@@ -276,7 +268,7 @@ class CupyDriver(Driver):
                 self._queue.put(loaded, partial(self._launch, call))
             else:
                 step.kernels.append(loaded)
-                step.launches.append(lambda stream: call.on(stream, loaded.result()))
+                step.note(lambda stream: call.on(stream, loaded.result()))
 
     def _launch(self, call: Launch, function: Function) -> None:
         try:
@@ -289,7 +281,7 @@ class CupyDriver(Driver):
     def enqueue(self, launch: Callable[[int], object]) -> None:
         step = self._step
         if step is not None:
-            step.launches.append(lambda stream: launch(stream.ptr))
+            step.note(lambda stream: launch(stream.ptr))
             return
         with self.device:
             launch(self.stream.ptr)
@@ -320,31 +312,17 @@ class CupyDriver(Driver):
             self._local.step = None
         for kernel in step.kernels:  # which are compiled side by side
             kernel.result()
-        return partial(self._replay, self._graph(step.launches), step.arrays)
-
-    def _graph(self, launches: list[Callable[[Any], object]]) -> Any:
-        """The launches as a graph.
-
-        All memory is there by now and every kernel loaded: nothing but launches stands between begin and end. The
-        stream is one of its own, so that neither another thread nor a finalizer can get anything into the graph, and
-        the driver's stays as it was if it fails.
-        """
         with self.device:
-            stream = cupy.cuda.Stream(non_blocking=True)
             try:
-                stream.begin_capture(runtime.streamCaptureModeRelaxed)
-                try:
-                    for launch in launches:
-                        launch(stream)
-                except BaseException:
-                    with suppress(*FAILURES):
-                        stream.end_capture()
-                    raise
-                return stream.end_capture()
+                graph = graph_of(step.parts)
             except FAILURES as error:
-                raise CaptureError(
-                    f"{self.name}: {len(launches)} launches do not become a CUDA graph: {error}."
-                ) from error
+                count = sum(len(part.launches) for part in step.parts)
+                raise CaptureError(f"{self.name}: {count} launches do not become a CUDA graph: {error}.") from error
+        return partial(self._replay, graph, step.arrays)
+
+    def begin_part(self, lane: int, after: Sequence[int]) -> None:
+        assert self._step is not None, "a part of what is recorded"
+        self._step.parts.append(Part(lane, after, []))
 
     def _replay(self, graph: Any, arrays: list[Array]) -> None:
         """Launch a graph, which works on `arrays`. One that is still running may be dropped (cuGraphExecDestroy)."""

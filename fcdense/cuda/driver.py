@@ -10,7 +10,7 @@ A driver's arrays have what the backend uses of CuPy's: shape, dtype, strides, s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from fcdense.cuda.cublaslt import CublasLt
 from fcdense.cuda.source import Kernel, next_stream
 from fcdense.errors import DeviceError
 
+LANES = 2
+"""Sequences of launches that may run side by side in what is recorded."""
+
 
 class Driver(ABC):
-    """One GPU, and one stream on it in which everything happens in order.
+    """One GPU, and one stream on it in which everything happens in order, but for what is recorded on several lanes.
 
     Attributes
     ----------
@@ -83,7 +86,16 @@ class Driver(ABC):
     def record(self, calls: Callable[[], None]) -> Callable[[], None]:
         """What repeats the launches that `calls` makes, over the same memory, without its Python; none is made now.
 
-        Arrays that `calls` makes live as long as the recording; those it was given are the caller's to keep.
+        Arrays that `calls` makes live as long as the recording; those it was given are the caller's to keep. The
+        launches come one after another, unless `calls` begins parts.
+        """
+
+    @abstractmethod
+    def begin_part(self, lane: int, after: Sequence[int]) -> None:
+        """What is recorded from here on is one more part, on one of the lanes.
+
+        It comes after the parts that were begun before on this lane, and after those with the numbers `after`, counted
+        from 0 in the order in which they were begun. It may run beside all others.
         """
 
     def adopt(self, array: Array) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.replay import Call, Feed, Keep, Replay
 from fcdense.backends.spans import overlap
 from fcdense.backends.temporaries import Temporaries
-from fcdense.cuda import source
+from fcdense.cuda import lanes, source
+from fcdense.cuda.driver import LANES
+from fcdense.cuda.lanes import Work
+from fcdense.cuda.source import Kernel
 from fcdense.precision import FLOAT_KINDS, use_precision
 from fcdense.program import trace
 
@@ -22,10 +26,10 @@ SAME = trace(lambda x: x, 1, name="copy")
 
 
 class Recorded(CudaBackend):
-    """The backend while its launches are recorded: temporary arrays are those of the graph."""
+    """The backend while its launches on one lane are recorded: temporary arrays are those of the graph."""
 
-    def __init__(self, backend: CudaBackend) -> None:
-        super().__init__(backend.driver, backend.products.plan)
+    def __init__(self, backend: CudaBackend, lane: int = 0) -> None:
+        super().__init__(backend.driver, backend.products.plan, lane)
         self.temporaries = Temporaries(self)
 
     @property
@@ -46,15 +50,15 @@ class GraphReplay(Replay):
 
     def __init__(self, backend: CudaBackend, calls: Sequence[Call]) -> None:
         self._owner = backend
-        self._backend = Recorded(backend)
+        self._lanes = [Recorded(backend, lane) for lane in range(LANES)]
         self._calls = calls  # whose arrays the graph works on
         self._served: list[str] = []
-        self._launch = backend.driver.record(self._make)
+        work = [Work(partial(self._make, call), call.reads, call.writes) for call in calls]
+        self._launch = lanes.record(backend.driver, work)
 
-    def _make(self) -> None:
-        for call in self._calls:
-            served = self._backend.make(call)
-            self._served.append(f"{self._owner.implementation}: {served}".removesuffix(": "))
+    def _make(self, call: Call, lane: int) -> None:
+        served = self._lanes[lane].make(call)
+        self._served.append(f"{self._owner.implementation}: {served}".removesuffix(": "))
 
     def run(self) -> None:
         self._launch()
@@ -69,7 +73,7 @@ class GraphReplay(Replay):
             return None
         if go_on is not None and any(map(_adds, self._calls)):
             return None  # rounds after the last one would add as well
-        return GraphRounds(self._backend, self._calls, feeds, keeps, go_on).run
+        return GraphRounds(self._lanes, self._calls, feeds, keeps, go_on).run
 
     def describe(self) -> list[str]:
         return self._served
@@ -85,6 +89,10 @@ def _adds(call: Call) -> bool:
     return call.primitive not in ("map", "next_stream") and any(overlap(x, y) for x in call.writes for y in call.reads)
 
 
+def _make(on: Sequence[Recorded], call: Call, lane: int) -> None:
+    on[lane].make(call)
+
+
 class GraphRounds:
     """A round as one graph, launched n times: it takes its rows, makes the calls, and leaves its results.
 
@@ -93,9 +101,9 @@ class GraphRounds:
     """
 
     def __init__(
-        self, backend: Recorded, calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
+        self, on: Sequence[Recorded], calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
     ) -> None:
-        self._backend = backend
+        self._backend = on[0]
         self._calls, self._go_on = calls, go_on
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
         self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
@@ -104,7 +112,7 @@ class GraphRounds:
         self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
         self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
         self._running = self._backend.empty((), np.dtype(np.float64))
-        self._launch = backend.driver.record(self._make)
+        self._launch = lanes.record(self._backend.driver, list(self._work(on)))
 
     def _on_device(self, array: Array) -> Array:
         """The array itself, or what stands for a host array on the device."""
@@ -114,26 +122,33 @@ class GraphRounds:
             self._twins[id(array)] = array, self._backend.empty(array.shape, array.dtype)
         return self._twins[id(array)][1]
 
-    def _make(self) -> None:
-        launch, address = self._backend.launcher.launch, self._backend.driver.address
-        grid = self._backend.launcher.grid
-        control = {"round": address(self._round), "running": address(self._running)}
+    def _work(self, on: Sequence[Recorded]) -> Iterator[Work]:
+        address = self._backend.driver.address
+        control = {"running": address(self._running)}
         if self._go_on is not None:
             control["go_on"] = address(self._go_on)
         for x, order, out in self._feeds:
-            kernel = source.take_rows(out.dtype)
             fields = {"x": address(x), "order": address(order), "out": address(out), "rows": len(out)}
             fields["columns"] = math.prod(out.shape[1:])
-            launch(kernel, grid(out.size, kernel.threads), round=control["round"], **fields)
-        for call in self._calls:
-            self._backend.make(self._gated(call))
+            yield self._kernel(source.take_rows(out.dtype), out.size, fields, (x, order), (out,))
+        for call in map(self._gated, self._calls):
+            yield Work(partial(_make, on, call), (self._running, *call.reads), call.writes)
             if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
-                launch(source.control("look_whether_to_go_on"), (1, 1, 1), **control)
+                look = source.control("look_whether_to_go_on")
+                yield self._kernel(look, 1, control, (), (self._go_on, self._round))
         for x, target in self._keeps:
-            kernel = source.keep(x.dtype)
             fields = {"x": address(x), "out": address(target), "size": x.size}
-            launch(kernel, grid(x.size, kernel.threads), round=control["round"], **fields)
-        launch(source.control("next_round"), (1, 1, 1), **control)
+            yield self._kernel(source.keep(x.dtype), x.size, fields, (x,), (target,))
+        yield self._kernel(source.control("next_round"), 1, control, (), (self._running, self._round))
+
+    def _kernel(
+        self, kernel: Kernel, size: int, fields: Mapping[str, int], reads: Sequence[Array], writes: Sequence[Array]
+    ) -> Work:
+        """One around the calls, whose threads take `size` elements; it reads what round this is."""
+        launcher = self._backend.launcher
+        here = launcher.driver.address(self._round)
+        launch = partial(launcher.launch, kernel, launcher.grid(size, kernel.threads), round=here, **fields)
+        return Work(lambda lane: launch(), (self._round, *reads), writes)
 
     def _gated(self, call: Call) -> Call:
         """The call, or one that changes nothing after the last round in the place of one that may outlive the step."""

@@ -35,10 +35,18 @@ class Lender(Protocol):
 
 
 class Launcher:
-    """Launches on one driver. Nothing is launched for arrays without elements."""
+    """Launches on one driver. Nothing is launched for arrays without elements.
 
-    def __init__(self, driver: Driver, lender: Lender) -> None:
+    Attributes
+    ----------
+    driver : Driver
+    lane : int
+        Where they run one after another. What they lend or share, memory and counters, is of this lane alone.
+    """
+
+    def __init__(self, driver: Driver, lender: Lender, lane: int = 0) -> None:
         self.driver = driver
+        self.lane = lane
         self._lender = lender
         self._counters: list[Array] = []
 

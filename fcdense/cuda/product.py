@@ -121,7 +121,7 @@ class Products:
         product = Product(left, right, out, accumulate=program is ADDED, tf32=is_tf32)
         if driver.library is None or driver.library.refusal(product):
             return False
-        driver.enqueue(partial(driver.library.run, product))
+        driver.enqueue(partial(driver.library.run, product, lane=self._launcher.lane))
         if not alone:
             self._launcher.elementwise(program, (target, *inputs), (), outs)
         return True

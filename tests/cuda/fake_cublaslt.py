@@ -160,6 +160,7 @@ class FakeCublasLt:
         self.capturing = False
         self.captures_broken = 0
         self.launches: list[tuple[int | None, int, int]] = []
+        self.workspaces: list[int] = []
         self._handles = itertools.count(0x7F00_0000_1000, 0x40)
         self._algorithms: list[dict[str, Any]] = []
         self._texts = {status: ctypes.create_string_buffer(f"fake status {status}".encode()) for status in range(20)}
@@ -294,6 +295,7 @@ class FakeCublasLt:
         if algorithm["told"] != self._told(*told) or algorithm["workspace"] > size or unaligned:
             raise StatusError(INVALID_VALUE)
         self.launches.append((stream, algorithm["number"], algorithm["workspace"]))
+        self.workspaces.append(workspace)
 
         left, right, out = (layout.view(address) for layout, address in zip(layouts, (a, b, d), strict=True))
         left, right = (self._operand(x, description, layouts[0].kind) for x in (left, right))

@@ -12,21 +12,16 @@ import gc
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fcdense.cuda.source import Kernel
+from tests.cuda.fake_streams import CUDARuntimeError, Stream
 from tests.emulation import EmulatedDriver
 
-Work = Callable[[], None]
 UNIT = 512
-
-
-class CUDARuntimeError(RuntimeError):
-    """What the runtime refuses."""
 
 
 class CUDADriverError(RuntimeError):
@@ -122,116 +117,6 @@ class Device:
 
     def __exit__(self, *_: object) -> None:
         self._machine.devices.pop()
-
-
-class Stream:
-    def __init__(self, machine: Machine, non_blocking: bool = False) -> None:
-        self._machine = machine
-        self.index = machine.devices[-1]
-        self.non_blocking = non_blocking
-        self.waiting: deque[Work] = deque()
-        self.done = 0
-        self.captured: list[Work] | None = None
-        self.is_broken = False
-        machine.streams.append(weakref.ref(self))
-
-    def __enter__(self) -> Stream:
-        assert self.index == self._machine.devices[-1], "the stream is another device's"
-        self._machine.current[self.index].append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._machine.current[self.index].pop()
-
-    def give(self, work: Work) -> None:
-        (self.waiting if self.captured is None else self.captured).append(work)
-
-    @property
-    def given(self) -> int:
-        with self._machine.lock:
-            return self.done + len(self.waiting)
-
-    def finish(self, count: int | None = None) -> None:
-        """Do what was given, or its first part up to `count`."""
-        with self._machine.lock:
-            while self.waiting and (count is None or self.done < count):
-                self.waiting.popleft()()
-                self.done += 1
-
-    def synchronize(self) -> None:
-        self._machine.called("streamSynchronize")
-        if self.captured is not None:
-            self.is_broken = True
-            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
-        self.finish()
-
-    def record(self, event: Event) -> Event:
-        event.record(self)
-        return event
-
-    @property
-    def ptr(self) -> int:
-        return id(self)
-
-    def wait_event(self, event: Event) -> None:
-        self._machine.called("streamWaitEvent")
-        assert self.captured is None
-        stream, count = event.place
-        self.give(lambda: stream.finish(count))
-
-    def begin_capture(self, mode: int) -> None:
-        self._machine.called("streamBeginCapture", self.index)
-        assert mode == 2
-        assert self.captured is None
-        self.captured = []
-
-    def end_capture(self) -> Graph:
-        captured, self.captured = self.captured, None
-        self._machine.called("streamEndCapture", self.index)
-        if captured is None or self.is_broken:
-            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
-        return Graph(self._machine, captured)
-
-
-class Graph:
-    def __init__(self, machine: Machine, work: list[Work]) -> None:
-        self._machine, self._work = machine, work
-
-    def launch(self, stream: Stream) -> None:
-        self._machine.called("graphLaunch", stream.index)
-        for work in self._work:
-            stream.give(work)
-
-
-class Event:
-    def __init__(self, machine: Machine, disable_timing: bool = False) -> None:
-        self._machine, self.has_time = machine, not disable_timing
-        self.index = machine.devices[-1]
-        self.place: tuple[Stream, int] = machine.null[self.index], 0
-
-    def record(self, stream: Stream) -> None:
-        self._machine.called("eventRecord", stream.index)
-        assert stream.index == self.index, "the event is another device's"
-        assert stream.captured is None
-        self.place = stream, stream.given
-
-    @property
-    def done(self) -> bool:
-        stream, count = self.place
-        return stream.done >= count
-
-    def synchronize(self) -> None:
-        stream, count = self.place
-        stream.finish(count)
-
-
-def get_elapsed_time(start: Event, stop: Event) -> float:
-    """Each thing that a stream does takes a millisecond."""
-    assert start.has_time
-    assert stop.has_time
-    assert start.done
-    assert stop.done
-    return float(stop.place[1] - start.place[1])
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

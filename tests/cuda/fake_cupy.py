@@ -15,8 +15,9 @@ import pytest
 
 from fcdense.cuda import compile as compiling
 from fcdense.errors import DeviceError
-from tests.cuda import fake_cuda
-from tests.cuda.fake_cuda import Machine, MemoryPointer, Stream
+from tests.cuda import fake_cuda, fake_streams
+from tests.cuda.fake_cuda import Machine, MemoryPointer
+from tests.cuda.fake_streams import Stream
 from tests.emulation import EmulatedArray
 
 
@@ -100,11 +101,11 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(
         Device=of_the_machine(fake_cuda.Device),
-        Event=of_the_machine(fake_cuda.Event),
+        Event=of_the_machine(fake_streams.Event),
         Memory=of_the_machine(fake_cuda.Memory),
         MemoryPointer=MemoryPointer,
         MemoryPool=of_the_machine(fake_cuda.MemoryPool),
-        Stream=of_the_machine(fake_cuda.Stream),
+        Stream=of_the_machine(fake_streams.Stream),
         UnownedMemory=fake_cuda.UnownedMemory,
         alloc_pinned_memory=of_the_machine(fake_cuda.alloc_pinned_memory),
         driver=types.SimpleNamespace(
@@ -114,10 +115,10 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
         ),
         function=types.SimpleNamespace(Module=of_the_machine(fake_cuda.Module)),
         get_current_stream=machine.stream,
-        get_elapsed_time=fake_cuda.get_elapsed_time,
+        get_elapsed_time=fake_streams.get_elapsed_time,
         memory=types.SimpleNamespace(OutOfMemoryError=fake_cuda.OutOfMemoryError),
         runtime=types.SimpleNamespace(
-            CUDARuntimeError=fake_cuda.CUDARuntimeError,
+            CUDARuntimeError=fake_streams.CUDARuntimeError,
             getDeviceCount=lambda: 2,
             getDeviceProperties=lambda index: {"name": b"Fake GPU"},
             memGetInfo=lambda: (machine.free[machine.devices[-1]], 0),
@@ -136,7 +137,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
     )
     for module in (cupy, cuda):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    names = [f"fcdense.cuda.{name}" for name in ("modules", "transfers", "cupy_driver")]
+    names = [f"fcdense.cuda.{name}" for name in ("modules", "transfers", "cupy_graph", "cupy_driver")]
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)  # so that what was there before comes back afterwards
         del sys.modules[name]

@@ -16,7 +16,8 @@ from fcdense.cuda import source
 from fcdense.errors import DeviceError, OutOfMemory
 from tests import emulation
 from tests.cuda import fake_cupy
-from tests.cuda.fake_cuda import CUDADriverError, CUDARuntimeError, Machine
+from tests.cuda.fake_cuda import CUDADriverError, Machine
+from tests.cuda.fake_streams import CUDARuntimeError
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
 U64, F32 = np.dtype(np.uint64), np.dtype(np.float32)

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from fcdense.backends.cuda import CudaBackend
 from fcdense.errors import CaptureError, DeviceError
 from tests import emulation
 from tests.cuda import fake_cupy
-from tests.cuda.fake_cuda import CUDADriverError, CUDARuntimeError, Machine, Stream
+from tests.cuda.fake_cuda import CUDADriverError, Machine
 from tests.cuda.fake_cuda import Device as Gpu
+from tests.cuda.fake_streams import CUDARuntimeError, Stream
 from tests.cuda.test_cupy_driver import advance, driver_of, next_stream, numbers, words
 from tests.cuda.test_training import trained
 from tests.emulation import EmulatedDriver
@@ -173,6 +175,27 @@ def test_nothing_but_launches_is_captured(driver: Any, machine: Machine) -> None
     begin, end = (machine.calls.index(name) for name in ("streamBeginCapture", "streamEndCapture"))
     assert machine.calls[begin + 1 : end] == ["launchKernel"] * 3
     assert driver.stream.captured is None
+
+
+def test_parts_wait_for_those_that_they_come_after(driver: Any, machine: Machine) -> None:
+    """The machine runs a graph's work as late in its order as may be: what is not ordered comes the wrong way round."""
+    first, second, third = (words(driver, 0, 0) for _ in range(3))
+
+    def calls(after: tuple[int, ...]) -> None:
+        driver.begin_part(0, ())
+        advance(driver, first, second)  # second = first as it was
+        driver.begin_part(1, ())
+        advance(driver, third, driver.empty((2,), U64))
+        driver.begin_part(1, after)
+        advance(driver, second, third)
+
+    for after, expected in (((0,), [7, 1]), ((), [8, 1])):
+        first[:], second[:], third[:] = [7, 1], [8, 1], [0, 0]
+        begin = len(machine.calls)
+        driver.record(partial(calls, after))()
+        assert numbers(driver, third) == expected
+        waits = machine.calls[begin:].count("streamWaitEvent")
+        assert waits == 2 + len(after), "the fork, the join, and what is awaited"
 
 
 def test_nothing_else_gets_into_a_graph(driver: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

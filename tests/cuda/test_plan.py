@@ -11,8 +11,10 @@ import pytest
 
 from fcdense import activations
 from fcdense.backends.cuda import CudaBackend
+from fcdense.backends.replay import Call
 from fcdense.cuda import plan
 from fcdense.cuda.cublaslt import CublasLt
+from fcdense.cuda.graph import GraphReplay
 from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.tuning import Only
 from fcdense.errors import ShapeError
@@ -93,6 +95,20 @@ def test_what_was_measured_is_chosen() -> None:
 def test_shared_memory_is_enough_for_two_blocks() -> None:
     assert Plan("sm_86").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 48 * 1024  # type: ignore[union-attr]
     assert Plan("sm_80").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 64 * 1024  # type: ignore[union-attr]
+
+
+def test_products_side_by_side_have_workspaces_of_their_own() -> None:
+    driver, library = EmulatedDriver(), FakeCublasLt()
+    driver.library = CublasLt(WORKSPACE, SIZE, library)
+    backend = CudaBackend(driver, only(LIBRARY))
+    x, w, dz, dx, dw = (backend.zeros((8, 8), np.dtype(np.float32)) for _ in range(5))
+    given = {"dz_bo": dz, "w_io": w, "act": activations.linear, "aux_bi": None, "out": dx, "db": None}
+    calls = [
+        Call("dense_grad_input", {**given, "mode": "overwrite"}, (dz, w), (dx,)),
+        Call("dense_grad_weight", {"x_bi": x, "dz_bo": dz, "out": dw, "mode": "overwrite"}, (x, dz), (dw,)),
+    ]
+    GraphReplay(backend, calls).run()
+    assert library.workspaces == [WORKSPACE, WORKSPACE + SIZE]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])

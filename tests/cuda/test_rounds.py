@@ -29,20 +29,27 @@ class Sums:
         self.largest, self.go_on = backend.zeros((), F64), backend.zeros((), F64)
         self.state, self.stream = (backend.zeros((2,), np.dtype(np.uint64)) for _ in range(2))
 
-    def call(self, primitive: str, writes: tuple[Any, ...], **arguments: Any) -> Call:
-        return Call(primitive, arguments, (), writes)
+    def call(self, primitive: str, writes: tuple[Any, ...], reads: tuple[Any, ...], **arguments: Any) -> Call:
+        return Call(primitive, arguments, reads, writes)
 
     def replay(self) -> GraphReplay:
         gate: dict[str, Any] = {"scalars": (), "when": None}
         calls = [
-            self.call("next_stream", (self.stream,), state=self.state, out=self.stream),
-            self.call("reduce", (self.largest,), operation="sum", x=self.batch, axes=(0, 1), out=self.largest),
-            self.call("map", (self.go_on,), program=FINITE, inputs=(self.largest,), out=(self.go_on,), **gate),
+            self.call("next_stream", (self.stream, self.state), (), state=self.state, out=self.stream),
             self.call(
-                "map", (self.total,), program=ADD, inputs=(self.total, self.batch), scalars=(), out=(self.total,),
-                when=self.go_on,
+                "reduce", (self.largest,), (self.batch,), operation="sum", x=self.batch, axes=(0, 1), out=self.largest
             ),
-            self.call("map", (self.kept,), program=ADD, inputs=(self.kept, self.go_on), out=(self.kept,), **gate),
+            self.call(
+                "map", (self.go_on,), (self.largest,), program=FINITE, inputs=(self.largest,), out=(self.go_on,), **gate
+            ),
+            self.call(
+                "map", (self.total,), (self.total, self.batch, self.go_on), program=ADD,
+                inputs=(self.total, self.batch), scalars=(), out=(self.total,), when=self.go_on,
+            ),
+            self.call(
+                "map", (self.kept,), (self.kept, self.go_on), program=ADD, inputs=(self.kept, self.go_on),
+                out=(self.kept,), **gate,
+            ),
         ]  # fmt: skip
         return GraphReplay(self.backend, calls)
 
@@ -92,7 +99,7 @@ def test_what_a_step_copies_is_not_copied_after_the_last_round() -> None:
     sums = Sums()
     copied = sums.backend.zeros((2, 3), F64)
     replay = sums.replay()
-    replay._calls = [*replay._calls, sums.call("copy", (copied,), x=sums.batch, out=copied)]
+    replay._calls = [*replay._calls, sums.call("copy", (copied,), (sums.batch,), x=sums.batch, out=copied)]
     data = DATA.copy()
     data[4, 1] = np.nan
     run = replay.rounds([Feed(data, np.arange(10), sums.batch)], [], sums.go_on)
