@@ -8,9 +8,6 @@ from typing import NamedTuple
 
 from fcdense.layout import ALIGNMENT
 
-FEW = 1 << 20
-"""What has room in the L2 cache of a processor core."""
-
 
 class Span(NamedTuple):
     """A temporary array: its bytes, and the numbers of the first and the last call that use it."""
@@ -20,15 +17,15 @@ class Span(NamedTuple):
     last: int
 
 
-def place(spans: Sequence[Span]) -> tuple[list[int], int]:
+def place(spans: Sequence[Span], few: int) -> tuple[list[int], int]:
     """An aligned offset for each array, and the bytes of all; arrays that are needed in one call never overlap.
 
-    The largest first, each at the lowest place that is free as long as it is needed. Where all of them are `FEW` bytes
+    The largest first, each at the lowest place that is free as long as it is needed. Where all of them are `few` bytes
     at most, none shares its place: what need not wait for another's memory can run beside it.
 
     Source: Y. Pisarchyk, J. Lee (2020), Efficient memory management for deep neural net inference, section 5.2.
     """
-    if sum(-(-span.nbytes // ALIGNMENT) * ALIGNMENT for span in spans) <= FEW:
+    if sum(-(-span.nbytes // ALIGNMENT) * ALIGNMENT for span in spans) <= few:
         spans = [span._replace(first=0, last=0) for span in spans]
     offsets = [0] * len(spans)
     placed: list[tuple[int, int, Span]] = []

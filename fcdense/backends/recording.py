@@ -139,10 +139,10 @@ class Recording:
                     spans[which] = Span(self._temporaries[which].nbytes, first, number)
         owners = {which: self._temporaries[which].owner() for which in spans}
         passing = [which for which in spans if owners[which] is None]
-        offsets, total = place([spans[which] for which in passing])
         backend = self.backend
         if backend is None:
             return []
+        offsets, total = place([spans[which] for which in passing], backend.cache)
         pool = backend.empty((total,), np.dtype(np.uint8)) if total else None
         memory = {which: (pool, offset) for which, offset in zip(passing, offsets, strict=True)}
         for which, owner in owners.items():

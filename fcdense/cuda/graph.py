@@ -16,6 +16,7 @@ from fcdense.backends.replay import Call, Feed, Keep, Replay
 from fcdense.backends.spans import overlap
 from fcdense.backends.temporaries import Temporaries
 from fcdense.cuda import lanes, source
+from fcdense.cuda.apart import apart
 from fcdense.cuda.driver import LANES
 from fcdense.cuda.lanes import Work
 from fcdense.cuda.source import Kernel
@@ -52,13 +53,14 @@ class GraphReplay(Replay):
         self._owner = backend
         self._lanes = [Recorded(backend, lane) for lane in range(LANES)]
         self._calls = calls  # whose arrays the graph works on
-        self._served: list[str] = []
-        work = [Work(partial(self._make, call), call.reads, call.writes) for call in calls]
+        self._served = [""] * len(calls)
+        self._parts = [(number, part) for number, call in enumerate(calls) for part in apart(call, backend.empty)]
+        work = [Work(partial(self._make, number, part), part.reads, part.writes) for number, part in self._parts]
         self._launch = lanes.record(backend.driver, work)
 
-    def _make(self, call: Call, lane: int) -> None:
+    def _make(self, number: int, call: Call, lane: int) -> None:
         served = self._lanes[lane].make(call)
-        self._served.append(f"{self._owner.implementation}: {served}".removesuffix(": "))
+        self._served[number] = f"{self._owner.implementation}: {served}".removesuffix(": ")
 
     def run(self) -> None:
         self._launch()
@@ -103,15 +105,15 @@ class GraphRounds:
     def __init__(
         self, on: Sequence[Recorded], calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
     ) -> None:
-        self._backend = on[0]
-        self._calls, self._go_on = calls, go_on
+        self._backend, self._go_on = on[0], go_on
+        self._running = self._backend.empty((), np.dtype(np.float64))
+        self._calls = [part for call in map(self._gated, calls) for part in apart(call, self._backend.empty)]
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
         self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
         self._keeps = [Keep(*map(self._on_device, keep)) for keep in keeps]
         self._results = [keep.target for keep in keeps]
         self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
         self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
-        self._running = self._backend.empty((), np.dtype(np.float64))
         self._launch = lanes.record(self._backend.driver, list(self._work(on)))
 
     def _on_device(self, array: Array) -> Array:
@@ -131,7 +133,7 @@ class GraphRounds:
             fields = {"x": address(x), "order": address(order), "out": address(out), "rows": len(out)}
             fields["columns"] = math.prod(out.shape[1:])
             yield self._kernel(source.take_rows(out.dtype), out.size, fields, (x, order), (out,))
-        for call in map(self._gated, self._calls):
+        for call in self._calls:
             yield Work(partial(_make, on, call), (self._running, *call.reads), call.writes)
             if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
                 look = source.control("look_whether_to_go_on")

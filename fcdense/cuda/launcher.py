@@ -85,11 +85,16 @@ class Launcher:
             emit.run(first, (), scalars, [values[k : k + 1].reshape(()) for k in range(len(values))])
             return body, values.tolist(), None
         scalars = self.contiguous(scalars)
+        if all(output.op == "scalar" for output in first.outputs):  # nothing is left to compute
+            return program, self.driver.address(scalars), scalars
         live = self.empty((body.n_scalars,), FLOAT64)
-        cells = [live[k : k + 1] for k in range(body.n_scalars)]
-        operands = self.operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
-        self.launch(source.scalar_work(first), (1, 1, 1), operands=operands)
+        self._scalar_work(first, scalars, [live[k : k + 1] for k in range(body.n_scalars)])
         return body, self.driver.address(live), live
+
+    def _scalar_work(self, program: Program, scalars: Array, cells: Sequence[Array]) -> None:
+        """A program of scalars alone into single numbers of float64."""
+        operands = self.operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
+        self.launch(source.scalar_work(program), (1, 1, 1), operands=operands)
 
     def elementwise(
         self,
@@ -101,6 +106,10 @@ class Launcher:
     ) -> None:
         """`Backend.map`."""
         if not outs[0].size:
+            return
+        is_scalar = not inputs and outs[0].size == 1 and all(out.dtype == FLOAT64 for out in outs)
+        if is_scalar and when is None and not isinstance(scalars, (list, tuple)):
+            self._scalar_work(program, self.contiguous(scalars), outs)
             return
         program, values, _ = self._scalars(program, scalars)
         shape, strides = collapsed(outs[0].shape, [strides_in(array, outs[0].shape) for array in (*inputs, *outs)])
