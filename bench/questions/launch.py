@@ -1,4 +1,4 @@
-"""Launches: what a kernel of one thread costs from Python and in a graph, and what the launch of a graph costs."""
+"""Launches: what kernels of one thread cost from Python and in a graph, and what the launch of a graph costs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ..cases import Arrays, Case, Grid, Run, host, synchroniser
 from ..replays import Replays
 
 IN_A_GRAPH = 1000
-HOW = ("primitive from Python", "kernel from Python", "kernel in a graph", "graph of one kernel")
+PAIR = "two side by side in a graph"
+HOW = ("primitive from Python", "kernel from Python", "kernel in a graph", PAIR, "graph of one kernel")
 
 
 @dataclass(frozen=True)
 class Launch(Case):
-    """Launches one after another, of a kernel that counts how often it ran."""
+    """Launches one after another, or two by two, of a kernel that counts how often it ran."""
 
     question = "launch"
     how: str
@@ -37,11 +38,11 @@ class Launch(Case):
         return self
 
     def data(self) -> Arrays:
-        """The kernel's state: a key, and the number of launches."""
-        return {"state": np.array([1, 0], np.uint64)}
+        """The states of two kernels: a key, and the number of launches."""
+        return {"states": np.array([[1, 0], [1, 0]], np.uint64)}
 
     def exact(self) -> Arrays:
-        return {"launches": np.array(IN_A_GRAPH if self.how == "kernel in a graph" else 1)}
+        return {"launches": np.array({"kernel in a graph": IN_A_GRAPH, PAIR: 2 * IN_A_GRAPH}.get(self.how, 1))}
 
     def prepare(self, device: Device, data: Arrays) -> Run | None:
         """On a GPU."""
@@ -49,25 +50,33 @@ class Launch(Case):
         if not isinstance(backend, CudaBackend):
             return None
         driver, kernel = backend.driver, next_stream()
-        state, out = backend.from_host(data["state"]), backend.empty((2,), np.dtype(np.uint64))
-        arguments = np.zeros(1, kernel.arguments)
-        arguments["state"], arguments["out"] = driver.address(state), driver.address(out)
+        states, outs = backend.from_host(data["states"]), backend.empty((2, 2), np.dtype(np.uint64))
+        arguments = np.zeros(2, kernel.arguments)
+        for number in range(2):
+            arguments[number] = driver.address(states[number]), driver.address(outs[number])
 
         def primitive() -> None:
-            backend.next_stream(state, out=out)
+            backend.next_stream(states[0], out=outs[0])
 
-        def launch() -> None:
-            driver.launch(kernel, (1, 1, 1), arguments)
+        def launch(number: int = 0) -> None:
+            driver.launch(kernel, (1, 1, 1), arguments[number : number + 1])
 
         def many() -> None:
             for _ in range(IN_A_GRAPH):
                 launch()
 
-        def outputs() -> Arrays:
-            return {"launches": host(device, {"state": state})["state"][1]}
+        def pairs() -> None:
+            for first in range(0, 2 * IN_A_GRAPH, 2):
+                for number in range(2):  # after both of the pair before: the one on the other lane is told
+                    driver.begin_part(number, (first - 1 - number,) if first else ())
+                    launch(number)
 
-        if self.how == "kernel in a graph":
-            return Replays(driver.record(many), outputs, timed=driver.timed, each=IN_A_GRAPH)
+        def outputs() -> Arrays:
+            return {"launches": host(device, {"states": states})["states"][:, 1].sum()}
+
+        recorded = {"kernel in a graph": many, PAIR: pairs}.get(self.how)
+        if recorded:
+            return Replays(driver.record(recorded), outputs, timed=driver.timed, each=IN_A_GRAPH)
         calls: dict[str, Callable[[], None]] = {"primitive from Python": primitive, "kernel from Python": launch}
         return Run(calls.get(self.how) or driver.record(launch), outputs, synchroniser(device))
 

@@ -104,7 +104,7 @@ def test_one_option_is_enough(candidates: list[Local], tmp_path: Path, capsys: p
     assert main(["--device", "cuda", *QUICK, "--commit", "abc123", "--json", str(path)]) == DONE
     data = json.loads(path.read_text())
     rows = {(row["question"], row["label"], row["candidate"]): row for row in data["rows"]}
-    assert len(rows) == 4 + 2 + 3 * 2 + 2
+    assert len(rows) == 5 + 2 + 3 * 2 + 2
     assert all(row["error"] <= row["tolerance"] for row in rows.values() if row["tolerance"] is not None)
     assert rows["products", "forward 40x24x16", "cuda:0"]["note"] == "mma bfloat16, 64 x 64 x 32"
     assert rows["products", "forward 40x24x16", "cuda:0"]["work"] == [[30720, 5248]]
@@ -147,7 +147,7 @@ def test_options_narrow_it(candidates: list[Local], tmp_path: Path) -> None:
 def test_when_the_time_is_over_nothing_is_begun(
     candidates: list[Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute passes with each case; the first products are the seventh."""
+    """A minute passes with each case; the first products are the eighth."""
     now = [0.0]
     run = cli.runner.run
 
@@ -158,7 +158,7 @@ def test_when_the_time_is_over_nothing_is_begun(
     monkeypatch.setattr(cli.runner, "run", slowly)
     monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
     path = tmp_path / "a.json"
-    assert main(["--device", "cuda", *QUICK, "--time-limit", "390", "--json", str(path)]) == DONE
+    assert main(["--device", "cuda", *QUICK, "--time-limit", "450", "--json", str(path)]) == DONE
     data = json.loads(path.read_text())
     assert {row["question"] for row in data["rows"]} == {"launch", "bandwidth", "products"}
     over = [
@@ -167,7 +167,7 @@ def test_when_the_time_is_over_nothing_is_begun(
         "train 16-8-8, batch 12 (relu, bfloat16, sgd)",
     ]
     assert data["missing"] == {"cuda_jax": "there is no JAX."} | dict.fromkeys(over, cli.OVER)
-    assert candidates[0].patiences == [150.0] * 5 + [90.0, 30.0]
+    assert candidates[0].patiences == [150.0] * 6 + [90.0, 30.0]
     monkeypatch.setattr(cli, "find", lambda *_: (candidates, {}))
     again_measured: list[str] = []
 
@@ -180,7 +180,7 @@ def test_when_the_time_is_over_nothing_is_begun(
     assert again_measured == over
     again = json.loads(path.read_text())
     assert again["missing"] == {"cuda_jax": "there is no JAX."}
-    assert len(again["rows"]) == 14
+    assert len(again["rows"]) == 15
 
 
 def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local], tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local],
 def test_what_is_measured() -> None:
     found = whole.cases({})
     count = {question: sum(case.question == question for case in found) for question in questions_of(found)}
-    assert count == {"launch": 4, "bandwidth": 2, "products": 2 * 3 * 6, "train": 4 + 2}
+    assert count == {"launch": 5, "bandwidth": 2, "products": 2 * 3 * 6, "train": 4 + 2}
     labels = [case.label for case in found if case.question == "train"]
     assert labels == ["784-512-512-10, batch 256"] * 2 + [
         f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)
