@@ -164,7 +164,8 @@ class Launcher:
         """Sum, maximum or minimum of `x`, or of its `squares`, over `axes`.
 
         `out` is contiguous, and is added to where it `adds`. It is computed in what programs over `x` are computed in,
-        unless `within` names a type. Long ones are cut in parts, whose results are reduced again.
+        unless `within` names a type. Long ones are cut in parts, whose results the last block joins, or one more
+        reduction where there are very many.
         """
         axes = tuple(axis % x.ndim for axis in axes)
         steps = strides_in(x, x.shape)
@@ -181,30 +182,33 @@ class Launcher:
             parts = max(1, min(THREADS // (count * group), length // (SERIAL * group)))
         part = blocks(length, parts)
         parts = max(1, blocks(length, max(part, 1)))
-        target, result = out, out.dtype
-        if parts > 1:
-            result = np.dtype(np.float64 if within == "double" else np.float32)
-            target = self.empty((parts, count), result)
         dims = max(len(kept_shape), len(shape))
         kept_shape, (kept_steps,) = padded(kept_shape, [kept_steps], dims)
         shape, (reduced_steps,) = padded(shape, [reduced_steps], dims)
-        kernel = source.reduce(operation, "Square" if squares else "Identity", x.dtype, result, within, dims, group)
-        data = self.driver.address(x) if x.size else 0
-        self.launch(
-            kernel,
-            (blocks(count, kernel.threads // group), parts, 1),
-            x_kept={"data": data, "strides": kept_steps},
-            x_reduced={"data": data, "strides": reduced_steps},
-            kept_shape=kept_shape,
-            reduced_shape=shape,
-            kept=count,
-            reduced=length,
-            out=self.driver.address(target),
-            part=part,
-            adds=int(adds and parts == 1),
-        )
-        if parts > 1:
-            self.reduce(operation, target, (0,), out.reshape(-1), adds=adds, within=within)
+        kernel = source.reduce(operation, "Square" if squares else "Identity", x.dtype, out.dtype, within, dims, group)
+        across, data = blocks(count, kernel.threads // group), self.driver.address(x) if x.size else 0
+        fields = {
+            "x_kept": {"data": data, "strides": kept_steps},
+            "x_reduced": {"data": data, "strides": reduced_steps},
+            "kept_shape": kept_shape,
+            "reduced_shape": shape,
+            "kept": count,
+            "reduced": length,
+            "out": self.driver.address(out),
+            "part": part,
+            "adds": int(adds),
+        }
+        if parts == 1:
+            self.launch(kernel, (across, 1, 1), **fields)
+            return
+        of_parts = self.empty((parts, count), np.dtype(np.float64 if within == "double" else np.float32))
+        fields["parts"] = self.driver.address(of_parts)
+        is_joined = parts <= WHOLE * group
+        if is_joined:
+            fields["arrivals"] = self.driver.address(self.arrivals(across))
+        self.launch(kernel, (across, parts, 1), **fields)
+        if not is_joined:
+            self.reduce(operation, of_parts, (0,), out.reshape(-1), adds=adds, within=within)
 
     def copy(self, x: Array, out: Array) -> None:
         """out = x, broadcast and cast; they do not overlap."""

@@ -165,7 +165,7 @@ def reduction(dims: int) -> DType:
     shape = (WORD, (dims,))
     return struct(
         x_kept=operand(dims), x_reduced=operand(dims), kept_shape=shape, reduced_shape=shape, kept=WORD, reduced=WORD,
-        out=ADDRESS, part=WORD, adds="i4",
+        out=ADDRESS, part=WORD, parts=ADDRESS, arrivals=ADDRESS, adds="i4",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 //
 // Bytes: the array once. Operations: one a number.
 #pragma once
+#include "arrivals.cuh"
 #include "groups.cuh"
 #include "operands.cuh"
 
@@ -26,12 +27,15 @@ struct Reduction {
     Operand<DIMS> x_kept, x_reduced;
     Index kept_shape[DIMS], reduced_shape[DIMS];
     Index kept, reduced;
-    void* out;         // [part][kept]; in the type of the sum if there are several parts
-    Index part;        // numbers of the reduced axes in one part
-    int adds;          // whether `out` is added to
+    void* out;           // [kept]
+    Index part;          // numbers of the reduced axes in one part
+    void* parts;         // [part][kept], in the type of the sum, if there are several parts
+    unsigned* arrivals;  // null, or a counter for each block of one part, 0 before the launch and after it
+    int adds;            // whether `out` is added to
 };
 
-// T: of x. R: of out. A: what is summed in. THREADS for each number of `out`; block y takes part y.
+// T: of x. R: of out. A: what is summed in. THREADS for each number of `out`; block y takes part y, and the last block
+// of them joins the parts if there are counters.
 template <class T, class R, class A, class Operation, class Function, int DIMS, int THREADS, int BLOCK>
 __device__ void reduce(const Reduction<DIMS>& a) {
     const Group<THREADS> group;
@@ -46,8 +50,17 @@ __device__ void reduce(const Reduction<DIMS>& a) {
         value = Operation::join(value, Function::template of<A>(widened<A>(element)));
     }
     value = group.template joined<Operation>(value);
+    if (gridDim.y > 1) {
+        A* parts = static_cast<A*>(a.parts) + existing;
+        if (i < a.kept && group.rank == 0) parts[blockIdx.y * a.kept] = value;
+        if (!a.arrivals || !is_last_of(gridDim.y, a.arrivals + blockIdx.x)) return;
+        value = Operation::template start<A>();
+#pragma unroll 4
+        for (unsigned y = group.rank; y < gridDim.y; y += THREADS) value = Operation::join(value, parts[y * a.kept]);
+        value = group.template joined<Operation>(value);
+    }
     if (i >= a.kept || group.rank != 0) return;
-    R* out = static_cast<R*>(a.out) + blockIdx.y * a.kept + i;
+    R* out = static_cast<R*>(a.out) + i;
     *out = Rounded<R>::of(a.adds ? widened<A>(*out) + value : value);
 }
 

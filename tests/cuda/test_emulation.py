@@ -146,6 +146,14 @@ def layer(backend: CudaBackend, dtype: Any, columns: int) -> list[HostArray]:
     return [backend.to_host(array) for array in outs]
 
 
+def many_sums(backend: CudaBackend) -> list[HostArray]:
+    """Of more columns than a block has, in parts."""
+    (x,) = upload(backend, np.random.default_rng(2).normal(size=(300, 260)).astype(np.float32))
+    sums = backend.empty((260,), F32)
+    backend.reduce("sum", x, (0,), out=sums)
+    return [backend.to_host(sums)]
+
+
 def tensor_cores(backend: CudaBackend) -> list[HostArray]:
     """Lines of float16 that are copied 16 bytes at a time."""
     return layer(backend, np.float16, 72)
@@ -154,6 +162,7 @@ def tensor_cores(backend: CudaBackend) -> list[HostArray]:
 WORK: dict[str, Callable[[CudaBackend], list[HostArray]]] = {
     "products": products,
     "rows": rows,
+    "many sums": many_sums,
     "tensor cores": tensor_cores,
 }
 
@@ -331,6 +340,8 @@ DAMAGE = {
     ),
     "one count for all tiles": ("tensor cores", "gemm_mma.cuh", "arrivals + blockIdx.x", "arrivals", 0),
     "column sums of one tile": ("products", "product.cuh", "i < tile_rows; i++", "i < 1; i++", 0),
+    "a part that is not joined": ("rows", "reductions.cuh", "y < gridDim.y; y", "y + 1 < gridDim.y; y", 0),
+    "one count for all columns": ("many sums", "reductions.cuh", "a.arrivals + blockIdx.x", "a.arrivals", 0),
     "no maximum of the row": ("rows", "rows.cuh", "group.template joined<Maximum>(largest)", "largest", 0),
     "a row that is not there": ("rows", "rows.cuh", "row < a.rows && group.rank == 0", "group.rank == 0", 0),
 }
