@@ -14,7 +14,7 @@ import numpy as np
 
 from fcdense import loops
 from fcdense.arena import Array
-from fcdense.backends.replay import Call
+from fcdense.backends.replay import Call, commute
 from fcdense.backends.spans import overlap, span
 from fcdense.program import Program
 
@@ -73,7 +73,7 @@ def join_passes(calls: Sequence[Call], is_served: Callable[[Call], bool]) -> lis
                 result[i] = Call("passed_weight", given, reads, writes)
                 del result[place]
                 break
-            if not _commute(call, update):
+            if not commute(call, update):
                 break
     return result
 
@@ -158,15 +158,9 @@ def _with_scalars_first(calls: Sequence[Call], update: Call) -> list[Call]:
 def _move_up(calls: list[Call], place: int) -> None:
     """Make a call as early as it can be made."""
     call = calls.pop(place)
-    while place and _commute(calls[place - 1], call):
+    while place and commute(calls[place - 1], call):
         place -= 1
     calls.insert(place, call)
-
-
-def _commute(a: Call, b: Call) -> bool:
-    """Whether two calls may change places."""
-    pairs = [(x, y) for x in a.writes for y in (*b.reads, *b.writes)] + [(x, y) for x in a.reads for y in b.writes]
-    return not any(overlap(x, y) for x, y in pairs)
 
 
 def _left_over(update: Call, gradient: int, joined: Sequence[Call]) -> Iterator[slice]:

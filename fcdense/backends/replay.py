@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcdense.arena import Array
+from fcdense.backends.spans import overlap
 from fcdense.precision import current_precision
 
 
@@ -36,6 +37,12 @@ class Call:
     reads: tuple[Array, ...]
     writes: tuple[Array, ...]
     precision: str = field(default_factory=current_precision)
+
+
+def commute(a: Call, b: Call) -> bool:
+    """Whether two calls may change places."""
+    pairs = [(x, y) for x in a.writes for y in (*b.reads, *b.writes)] + [(x, y) for x in a.reads for y in b.writes]
+    return not any(overlap(x, y) for x, y in pairs)
 
 
 class Feed(NamedTuple):

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcdense.arena import Array
-from fcdense.backends.replay import Call
+from fcdense.backends.replay import Call, commute
 
 FLOAT64 = np.dtype(np.float64)
 
 
-def apart(call: Call, empty: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> list[Call]:
-    """The call, or two that do the same; memory between them is made by `empty`.
+class Part(NamedTuple):
+    """All of a call, or one of two that do the same; the number of the call."""
 
-    The gradients below an activation do not wait for the column sums of its own, and an update whose numbers are read
-    on the device finds what follows from these alone computed before.
+    number: int
+    call: Call
+
+
+def apart(calls: Sequence[Call], empty: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> list[Part]:
+    """The calls in parts; memory between two of one call is made by `empty`.
+
+    The gradients below an activation do not wait for the column sums of its own, and what follows from the numbers of
+    an update alone, where they are read on the device, is computed as soon as they are there.
     """
-    if call.primitive == "act_grad":
-        return _sums_apart(call)
-    if call.primitive == "map":
-        return _scalars_apart(call, empty)
-    return [call]
+    parts: list[Part] = []
+    for number, call in enumerate(calls):
+        if call.primitive == "act_grad":
+            parts += [Part(number, half) for half in _sums_apart(call)]
+        elif call.primitive == "map":
+            *first, rest = _scalars_apart(call, empty)
+            for alone in first:
+                place = len(parts)
+                while place and commute(parts[place - 1].call, alone):
+                    place -= 1
+                parts.insert(place, Part(number, alone))
+            parts.append(Part(number, rest))
+        else:
+            parts.append(Part(number, call))
+    return parts
 
 
 def _sums_apart(call: Call) -> list[Call]:

@@ -54,8 +54,8 @@ class GraphReplay(Replay):
         self._lanes = [Recorded(backend, lane) for lane in range(LANES)]
         self._calls = calls  # whose arrays the graph works on
         self._served = [""] * len(calls)
-        self._parts = [(number, part) for number, call in enumerate(calls) for part in apart(call, backend.empty)]
-        work = [Work(partial(self._make, number, part), part.reads, part.writes) for number, part in self._parts]
+        self._parts = apart(calls, backend.empty)
+        work = [Work(partial(self._make, number, call), call.reads, call.writes) for number, call in self._parts]
         self._launch = lanes.record(backend.driver, work)
 
     def _make(self, number: int, call: Call, lane: int) -> None:
@@ -107,7 +107,7 @@ class GraphRounds:
     ) -> None:
         self._backend, self._go_on = on[0], go_on
         self._running = self._backend.empty((), np.dtype(np.float64))
-        self._calls = [part for call in map(self._gated, calls) for part in apart(call, self._backend.empty)]
+        self._calls = [part.call for part in apart([*map(self._gated, calls)], self._backend.empty)]
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
         self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
         self._keeps = [Keep(*map(self._on_device, keep)) for keep in keeps]

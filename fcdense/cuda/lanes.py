@@ -41,9 +41,11 @@ def record(driver: Driver, work: Sequence[Work]) -> Callable[[], None]:
 
 
 def arranged(work: Sequence[Work]) -> list[Place]:
-    """A place for each piece of work: behind the last one of a lane that it needs, else where the last one is oldest.
+    """A place for each piece of work.
 
-    Of two pieces, where one writes what the other reads or writes, the later one comes after the earlier one.
+    It lies behind the last one of a lane, if it needs that, and of several behind the latest; else on the lane whose
+    last one is the oldest. Of two pieces, where one writes what the other reads or writes, the later one comes after
+    the earlier one.
     """
     uses = [_Use(one) for one in work]
     lanes: list[list[int]] = [[] for _ in range(LANES)]
@@ -52,7 +54,7 @@ def arranged(work: Sequence[Work]) -> list[Place]:
     for number, use in enumerate(uses):
         last = [numbers[-1] if numbers else -1 for numbers in lanes]
         behind = [lane for lane, tail in enumerate(last) if tail >= 0 and use.follows(uses[tail])]
-        lane = behind[0] if behind else last.index(min(last))
+        lane = max(behind, key=last.__getitem__) if behind else last.index(min(last))
         after = []
         for other, numbers in enumerate(lanes):
             if other == lane:

@@ -41,7 +41,7 @@ def test_column_sums(act: Activation, backend: CudaBackend, rng: np.random.Gener
     given: dict[str, Any] = {"dy_bo": dy, "aux_bo": aux, "act": act, "out": out, "db": db, "mode": "overwrite"}
     call = Call("act_grad", given, (dy, y), (out, db))
     whole = results(backend, [call])
-    gradient, sums = apart(call, backend.empty)
+    (_, gradient), (_, sums) = apart([call], backend.empty)
     assert results(backend, [gradient, sums]) == whole
     assert gradient.writes == (out,)
     assert sums.reads == ((dy,) if act.is_linear else (out,)), "of a linear layer they do not wait for the copy"
@@ -52,7 +52,7 @@ def test_what_stays_whole(changes: dict[str, Any], backend: CudaBackend) -> None
     dy, db = backend.zeros((4, 5), F32), backend.zeros((5,), F32)
     given = {"dy_bo": dy, "aux_bo": None, "act": activations.linear, "out": dy, "db": db, "mode": "overwrite"}
     call = Call("act_grad", given | changes, (dy,), (dy,))
-    assert apart(call, backend.empty) == [call]
+    assert apart([call], backend.empty) == [(0, call)]
 
 
 def test_scalars_of_an_update(backend: CudaBackend, rng: np.random.Generator) -> None:
@@ -60,7 +60,10 @@ def test_scalars_of_an_update(backend: CudaBackend, rng: np.random.Generator) ->
     x, scalars, flag = backend.from_host(numbers), backend.from_host(np.array([0.25, 7.0])), backend.zeros((), F64)
     given = {"program": SCALED, "inputs": (x,), "scalars": scalars, "out": (x,), "when": flag}
     call = Call("map", given, (x, scalars, flag, x), (x,))
-    alone, rest = apart(call, backend.empty)
+    before, after = (Call("fill", {"value": 1.0, "out": array}, (), (array,)) for array in (flag, scalars))
+    (number, alone), (_, first), (_, rest) = apart([before, call], backend.empty)
+    assert (number, first) == (1, before), "it is computed as soon as its numbers are there"
+    assert apart([after, call], backend.empty)[0] == (0, after)
     assert alone.reads == (scalars,)
     assert not any(array is scalars for array in rest.reads)
     results(backend, [alone, rest])
