@@ -238,6 +238,7 @@ def cross_entropy(
             "class_weight": class_weight,
         }
         unread, scale = targets.unread_classes(target, prediction, options)
+        logits = logits if unread.ndim == 1 else targets.wide(logits)
         return ops.softmax_cross_entropy(logits, unread.array, None, scale)
     t, weight, scale = targets.class_terms(
         target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight

@@ -168,7 +168,7 @@ def unread_classes(target: Tensor, prediction: Tensor, options: Mapping[str, Any
     shape = prediction.shape
     rows, count = shape[:-1], shape[-1]
     if target.shape == shape:
-        t = _in_c_order(target.detach().reshape(-1, count).astype(prediction.dtype))
+        t = _in_c_order(target.detach().reshape(-1, count).astype(wide(prediction).dtype))
     elif target.shape in (rows, (*rows, 1)) and target.dtype.kind != "f":
         t = _in_c_order(target.detach().reshape(-1).astype(np.int64))
     else:

@@ -117,6 +117,29 @@ def test_training_is_that_of_a_numpy_program(precision: str) -> None:
 
 
 @in_16_bits
+def test_rows_of_probabilities_in_captured_steps(precision: str) -> None:
+    def run(captured: bool) -> list[float]:
+        model, scale = network(), fc.LossScale(SCALE)
+        optimizer = fc.optim.SGD(model.parameters(), RATE)
+
+        def step(x: Any, y: Any) -> Any:
+            optimizer.zero_grad()
+            with fc.use_precision(precision):
+                loss = fc.losses.cross_entropy(model(x), y)
+            scale.backward(loss)
+            optimizer.step(loss_scale=scale)
+            return loss
+
+        called = fc.capture(step) if captured else step
+        rows = 0.8 * np.eye(3, dtype=np.float32)[LABELS] + np.float32(0.2 / 3)
+        return [called(fc.tensor(x), fc.tensor(y)).item() for x, y in zip(X, rows, strict=True)]
+
+    losses = run(captured=True)
+    assert losses == run(captured=False)
+    assert np.isfinite(losses).all()
+
+
+@in_16_bits
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_captured_steps_are_eager_ones(precision: str, accumulate: int) -> None:
     eager, captured = (trained(precision, captured=how, accumulate=accumulate) for how in (False, True))
