@@ -49,7 +49,7 @@ def _sums_apart(call: Call) -> list[Call]:
     dy, act, out, db = (arguments[name] for name in ("dy_bo", "act", "out", "db"))
     if db is None or arguments["mode"] != "overwrite":
         return [call]
-    x = dy if act.is_linear else out
+    x = dy if act.is_linear and dy.flags.c_contiguous else out  # otherwise its sums would have another order
     gradient = replace(call, arguments={**arguments, "db": None}, writes=(out,))
     sums = {"operation": "sum", "x": x, "axes": (0,), "out": db}
     return [gradient, Call("reduce", sums, (x,), (db,), call.precision)]
@@ -57,13 +57,14 @@ def _sums_apart(call: Call) -> list[Call]:
 
 def _scalars_apart(call: Call, empty: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> list[Call]:
     arguments = call.arguments
-    scalars = arguments["scalars"]
+    inputs, scalars = arguments["inputs"], arguments["scalars"]
     first, body = arguments["program"].without_scalar_work()
-    if not arguments["inputs"] or first is None or isinstance(scalars, (list, tuple)):
+    is_computed = first is not None and not all(output.op == "scalar" for output in first.outputs)
+    if not inputs or not is_computed or isinstance(scalars, (list, tuple)):
         return [call]
     live = empty((body.n_scalars,), FLOAT64)
     cells = tuple(live[k, ...] for k in range(body.n_scalars))
     alone = {"program": first, "inputs": (), "scalars": scalars, "out": cells, "when": None}
-    reads = (live, *(array for array in call.reads if array is not scalars))
+    reads = (*inputs, live, *call.reads[len(inputs) + 1 :])
     rest = replace(call, arguments={**arguments, "program": body, "scalars": live}, reads=reads)
     return [Call("map", alone, (scalars,), (live,), call.precision), rest]

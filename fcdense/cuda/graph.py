@@ -105,7 +105,7 @@ class GraphRounds:
     def __init__(
         self, on: Sequence[Recorded], calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
     ) -> None:
-        self._backend, self._go_on = on[0], go_on
+        self._lanes, self._backend, self._go_on = on, on[0], go_on
         self._running = self._backend.empty((), np.dtype(np.float64))
         self._calls = [part.call for part in apart([*map(self._gated, calls)], self._backend.empty)]
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
@@ -114,7 +114,7 @@ class GraphRounds:
         self._results = [keep.target for keep in keeps]
         self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
         self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
-        self._launch = lanes.record(self._backend.driver, list(self._work(on)))
+        self._launch = lanes.record(self._backend.driver, list(self._work()))
 
     def _on_device(self, array: Array) -> Array:
         """The array itself, or what stands for a host array on the device."""
@@ -124,7 +124,7 @@ class GraphRounds:
             self._twins[id(array)] = array, self._backend.empty(array.shape, array.dtype)
         return self._twins[id(array)][1]
 
-    def _work(self, on: Sequence[Recorded]) -> Iterator[Work]:
+    def _work(self) -> Iterator[Work]:
         address = self._backend.driver.address
         control = {"running": address(self._running)}
         if self._go_on is not None:
@@ -134,7 +134,7 @@ class GraphRounds:
             fields["columns"] = math.prod(out.shape[1:])
             yield self._kernel(source.take_rows(out.dtype), out.size, fields, (x, order), (out,))
         for call in self._calls:
-            yield Work(partial(_make, on, call), (self._running, *call.reads), call.writes)
+            yield Work(partial(_make, self._lanes, call), (self._running, *call.reads), call.writes)
             if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
                 look = source.control("look_whether_to_go_on")
                 yield self._kernel(look, 1, control, (), (self._go_on, self._round))

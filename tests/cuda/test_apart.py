@@ -47,6 +47,19 @@ def test_column_sums(act: Activation, backend: CudaBackend, rng: np.random.Gener
     assert sums.reads == ((dy,) if act.is_linear else (out,)), "of a linear layer they do not wait for the copy"
 
 
+@pytest.mark.parametrize("form", ["transposed", "broadcast"])
+def test_column_sums_of_what_does_not_lie_in_rows(form: str, backend: CudaBackend, rng: np.random.Generator) -> None:
+    """Their order is that of the eager call, which adds up a copy."""
+    shape = (40, 300) if form == "transposed" else (1, 40)
+    lies = backend.from_host(rng.normal(size=shape).astype(np.float32))
+    dy = lies.T if form == "transposed" else backend.broadcast_to(lies, (300, 40))
+    out, db = backend.empty((300, 40), F32), backend.empty((40,), F32)
+    given = {"dy_bo": dy, "aux_bo": None, "act": activations.linear, "out": out, "db": db, "mode": "overwrite"}
+    call = Call("act_grad", given, (dy,), (out, db))
+    whole = results(backend, [call])
+    assert results(backend, [part.call for part in apart([call], backend.empty)]) == whole
+
+
 @pytest.mark.parametrize("changes", [{"mode": "accumulate"}, {"db": None}])
 def test_what_stays_whole(changes: dict[str, Any], backend: CudaBackend) -> None:
     dy, db = backend.zeros((4, 5), F32), backend.zeros((5,), F32)
@@ -75,6 +88,19 @@ def test_scalars_of_an_update(backend: CudaBackend, rng: np.random.Generator) ->
     expected.map(SCALED, (whole,), expected.from_host(np.array([0.25, 7.0])), out=(whole,))
     np.testing.assert_array_equal(backend.to_host(x), expected.to_host(whole))
     np.testing.assert_allclose(backend.to_host(x), numbers * (1 - 0.25 / np.sqrt(7.0)), rtol=1e-6)
+
+
+def test_an_input_that_is_the_scalars_as_well_is_still_read(backend: CudaBackend) -> None:
+    numbers = backend.from_host(np.array([0.5, 4.0]))
+    given = {"program": SCALED, "inputs": (numbers,), "scalars": numbers, "out": (numbers,), "when": None}
+    *_, (_, rest) = apart([Call("map", given, (numbers, numbers), (numbers,))], backend.empty)
+    assert any(array is numbers for array in rest.reads)
+
+
+def test_an_update_that_takes_its_numbers_as_they_are_stays_whole(backend: CudaBackend) -> None:
+    x, scalars = backend.zeros((3,), F32), backend.zeros((1,), F64)
+    call = Call("map", {"program": PLAIN, "inputs": (x,), "scalars": scalars, "out": (x,), "when": None}, (), (x,))
+    assert apart([call], backend.empty) == [(0, call)]
 
 
 def test_numbers_that_are_taken_as_they_are_or_stand_alone_need_one_launch(backend: CudaBackend) -> None:
