@@ -6,21 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
-import numpy as np
-
 from fcdense import changes
-from fcdense.arena import Array
 from fcdense.backends import recording
-from fcdense.backends.base import Replayed
-from fcdense.backends.replay import Call, Replay
-from fcdense.backends.spans import share_memory
+from fcdense.backends.replay import Call
+from fcdense.captured_methods import step_of
 from fcdense.errors import ArgumentError, CaptureError
 from fcdense.fixed_inputs import FixedInputs
-from fcdense.fixed_results import fixed, tensors_of
-from fcdense.nn.snapshot import Snapshot
-from fcdense.parameter import Parameter
-from fcdense.precision import current_precision
-from fcdense.random import random_state
+from fcdense.recorded_step import Variant, scopes
+from fcdense.scope import runs_later
 from fcdense.tensor import Tensor
 
 MAX_VARIANTS = 8
@@ -42,7 +35,7 @@ def capture(step: Callable[..., Any]) -> Captured:
     step : callable
         Takes arrays, tensors, numbers, texts and None; returns a tensor, None, or tuples, lists and dicts of them. It
         is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64). One that is
-        captured already stays as it is.
+        captured already is captured anew.
 
     Returns
     -------
@@ -61,10 +54,13 @@ def capture(step: Callable[..., Any]) -> Captured:
     What changes from call to call has to be in an argument, a parameter or a buffer. Optimizers bring along their
     learning rate and counts, dropout its random numbers. Python's own doings (a counter, a print, a list that grows)
     take place when the step is recorded, not when it is replayed. Attributes of layers, the modes of training and
-    evaluation, `requires_grad`, the parameters of optimizers, the precision and whether parameters have gradients are
-    looked at: the step is recorded again for what is new. A gradient that the optimizer takes up as it comes into being
-    may never be written: `grad` of such a parameter is None after a replay, unless the step itself takes it in hand.
-    Results lie in fixed buffers as well: the next call overwrites them. A captured step belongs to one thread.
+    evaluation, `requires_grad`, the parameters of optimizers, the precision, `no_grad` and whether parameters have
+    gradients are looked at: the step is recorded again for what is new. A gradient that the optimizer takes up as it
+    comes into being may never be written: `grad` of such a parameter is None after a replay, unless the step itself
+    takes it in hand.
+    Results lie in fixed buffers as well: the next call overwrites them. No gradient goes through them from outside:
+    `backward` belongs into the step. A captured step that is called by another one is a part of that. It belongs to one
+    thread.
 
     The two recordings are compared instead of the numbers of a replay and an eager step: that needs no copy of the
     state, and it tells what differs. A number that Python changes only later keeps its old value. The values of targets
@@ -83,9 +79,9 @@ def capture(step: Callable[..., Any]) -> Captured:
     >>> for x, y in batches:
     ...     print(step(x, y).item())
     """
-    if not callable(step):
-        raise ArgumentError(f"capture needs a function, given {step!r}.")
-    return step if isinstance(step, Captured) else Captured(step)
+    if not callable(step) or runs_later(step):
+        raise ArgumentError(f"capture needs a function whose code runs when it is called, given {step!r}.")
+    return Captured(step._step if isinstance(step, Captured) else step)
 
 
 class Captured:
@@ -104,7 +100,6 @@ class Captured:
     def __init__(self, step: Callable[..., Any]) -> None:
         update_wrapper(self, step, updated=())
         self._step = step
-        self._key = ""  # under which an instance keeps its own step, where this one is a method
         self._inputs: FixedInputs | None = None
         self._variants: list[Variant] = []
         self._variant: Variant | None = None
@@ -114,19 +109,12 @@ class Captured:
         calls = "not recorded yet" if self._variant is None else f"{len(self._variant.calls)} calls"
         return f"<captured {getattr(self, '__name__', self._step)!s}: {calls}>"
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._key = f"{owner.__qualname__}.{name}"
-
     def __get__(self, instance: Any, owner: type | None = None) -> Captured:
         """A captured method: each instance has a step of its own, recorded with its `self`."""
         bind = getattr(self._step, "__get__", None)
-        if instance is None or bind is None or not self._key:
+        if instance is None or bind is None:
             return self
-        steps = vars(instance)
-        if self._key not in steps:
-            steps[self._key] = Captured(bind(instance, owner))
-        made: Captured = steps[self._key]
-        return made
+        return step_of(instance, self, lambda: Captured(bind(instance, owner)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is not recorded yet: a recording works on the arrays of the original."""
@@ -147,10 +135,10 @@ class Captured:
         return self._variant is not None and self._variant.unchecked
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The step, with new values of its arguments."""
+        """The step, with new values of its arguments. Inside of a step that is being captured it is a part of that."""
+        if recording.is_recording():
+            return self._step(*args, **kwargs)
         if self._inputs is None:
-            if recording.is_recording():
-                raise CaptureError("A captured step was called inside of a step that is being captured.")
             inputs = FixedInputs(args, kwargs)
             values, named = inputs.arguments
             result = self._step(*values, **named)
@@ -202,7 +190,7 @@ class Captured:
             variant is not None
             and variant.settings == changes.settings.number
             and variant.gradients == changes.gradients.number
-            and variant.precision == current_precision()
+            and variant.scopes == scopes()
         ):
             return variant, True
         return self._fitting(), False
@@ -248,152 +236,3 @@ class Captured:
             self._variants = [found, *self._variants[: MAX_VARIANTS - 1]]
         self._variant = found
         return found
-
-
-class Attempt:
-    """A step recorded once: nothing was computed, and leaves, versions and random numbers are as before.
-
-    Attributes of modules are as the step left them; `restore` puts them back.
-    """
-
-    def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
-        self.witness = changes.Witness(Snapshot)
-        args, kwargs = inputs.arguments
-        generator = random_state().generator.bit_generator
-        drawn = generator.state
-        with recording.recording() as self.recording:
-            changes.observe(self.witness)
-            try:
-                self.result = fixed(step(*args, **kwargs))
-                self.located = [self.recording.operand(tensor.array) for tensor in tensors_of(self.result)]
-            except BaseException:
-                self.restore()
-                raise
-            finally:
-                changes.observe(None)
-                generator.state = drawn
-                self.gradients = {leaf: leaf.gradient_state for leaf in self.witness.leaves}
-                self.witness.undo()
-        self.after = [snapshot.again() for snapshot in self.witness.modules.values()]
-
-    def restore(self) -> None:
-        """Put the attributes of modules back."""
-        for snapshot in self.witness.modules.values():
-            snapshot.restore()
-
-    def check_repeated(self, later: Attempt) -> None:
-        """Raise `CaptureError` unless `later` recorded the same."""
-        difference = self.recording.difference(later.recording)
-        if not difference and [one.form for one in self.located] != [one.form for one in later.located]:
-            difference = "the result is another tensor each time"
-        if difference:
-            raise CaptureError(
-                f"Two recordings of the step differ: {difference}. A replay would not know: put what changes into a "
-                "tensor that is an argument, a parameter or a buffer."
-            )
-        for before, after in zip(self.after, later.after, strict=False):
-            if changed := before.difference(after, plain=True):
-                raise CaptureError(
-                    f"The step changes {changed} each time; a replay, which runs no Python, would not. Keep what "
-                    "changes in a buffer (register_buffer), or do not capture this step."
-                )
-
-
-class Variant:
-    """One recording of a step: its calls, and for which state of models and gradients they are right.
-
-    `repeats` tells whether that is the state which the step leaves.
-    """
-
-    def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
-        first = Attempt(step, inputs)
-        try:
-            second = Attempt(step, inputs)
-            first.check_repeated(second)
-            made, witness = second.recording, second.witness
-            if made.backend is None:
-                raise CaptureError("The step computes nothing with tensors, so there is nothing to replay.")
-        except BaseException:
-            first.restore()
-            raise
-        self.calls: list[Call] = made.finished()
-        self.result = second.result
-        self.participants: Sequence[Replayed] = tuple(made.participants)
-        self.versions = tuple(witness.versions.items())
-        self.unchecked = witness.unchecked
-        self.settings = self.gradients = -1
-        self.precision = current_precision()
-        # What the first recording changed of the modules is how the second one found them: both gave these calls.
-        self._models = [list(attempt.witness.modules.values()) for attempt in (first, second)]
-        parameters = [p for snapshot in self._models[0] for p in snapshot.root.parameters()]
-        self._uses = [(tensor, tensor.requires_grad) for tensor in witness.uses]
-        used = dict.fromkeys([*witness.leaves, *witness.uses, *parameters])
-        self._places = [(tensor, tensor.array) for tensor in used]
-        self._found = [(leaf, witness.leaves[leaf]) for leaf in witness.depends]
-        # Who adds to a gradient at the next call, or has it in hand, reads it; else the update may be its last use.
-        readers = {leaf for leaf in witness.depends if second.gradients[leaf] is True} | witness.reads
-        kept = [leaf.gradient_array for leaf in readers if isinstance(leaf, Parameter)]
-        kept += [tensor.array for tensor in tensors_of(self.result)]
-        self.replay: Replay = made.backend.replay(self.calls, [array for array in kept if array is not None])
-        made.backend.workspace.release()  # the buffers of eager steps: a replay has its own
-        self._inputs = inputs
-        targets = [port.tensor.array for port in inputs.ports]
-        is_host = all(isinstance(array, np.ndarray) for array in targets)
-        self._load = self.replay.loading(targets) if is_host else None
-        self._left = [
-            (leaf, False if state is True and self._consumes(leaf.gradient_array) else state)
-            for leaf, state in second.gradients.items()
-        ]
-        self.repeats = all(second.gradients[leaf] is state for leaf, state in self._found)
-
-    def _consumes(self, gradient: Array) -> bool:
-        return any(share_memory(gradient, array) for array in self.replay.consumed)
-
-    def check_places(self) -> None:
-        """Raise `CaptureError` where a parameter is not where it was."""
-        if self.settings == changes.settings.number:
-            return
-        for tensor, array in self._places:
-            if tensor.array is not array:
-                name = f"Parameter '{tensor.name}'" if isinstance(tensor, Parameter) else f"A tensor {tensor.shape}"
-                raise CaptureError(
-                    f"{name} has moved since the step was recorded: into the arena of an optimizer that was made "
-                    "later, or to another device. Capture the step anew: fc.capture(step)."
-                )
-
-    def fits(self) -> bool:
-        """Whether models, gradients and precision are as they were found when this was recorded."""
-        if self.precision != current_precision():
-            return False
-        if self.settings != changes.settings.number:
-            now = [snapshot.again() for snapshot in self._models[0]]
-            if all(
-                any(before.difference(after) for before, after in zip(model, now, strict=True))
-                for model in self._models
-            ):
-                return False
-            if any(tensor.requires_grad is not needed for tensor, needed in self._uses):
-                return False
-            self.settings = changes.settings.number
-        return all(leaf.gradient_state is state for leaf, state in self._found)
-
-    def run(self, arrays: Sequence[Any] | None) -> None:
-        """Make the calls, with these arrays in the buffers if there are any."""
-        if arrays is None:
-            self.replay.run()
-        elif self._load is None:
-            self._inputs.write(arrays)
-            self.replay.run()
-        else:
-            self._load(arrays)
-
-    def ran(self, times: int, is_settled: bool) -> None:
-        """The calls were made; where it is not settled, gradients of leaves may have come or gone."""
-        for version, count in self.versions:
-            version.number += count * times
-        if is_settled:
-            return
-        for leaf, state in self._left:
-            leaf.gradient_state = state
-        changes.gradients.bump()
-        self.gradients = changes.gradients.number if self.repeats else -1

@@ -9,8 +9,9 @@ import numpy as np
 from fcdense.arena import Array
 from fcdense.backends.base import ReplayedRounds
 from fcdense.backends.replay import Feed, Keep
-from fcdense.capture import Captured, Variant
+from fcdense.capture import Captured
 from fcdense.fixed_results import tensors_of
+from fcdense.recorded_step import Variant
 
 MEMORY = 4 * 2**20
 """Bytes for row numbers and results: they stay in a cache of the second level or third."""

@@ -197,7 +197,8 @@ def _entry(name: str, value: Any) -> Any:
         return value
     raise CaptureError(
         f"Argument {name} is {type(value).__name__}; a captured step takes arrays and tensors, and numbers, texts and "
-        "None that stay as they are. Use other objects from inside of the function."
+        "None that stay as they are. Use other objects from inside of the function. Among the decorators of a method "
+        "fc.capture is the uppermost one."
     )
 
 

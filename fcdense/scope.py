@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -14,8 +15,14 @@ from fcdense.errors import ArgumentError
 T = TypeVar("T")
 
 
+def runs_later(function: Any) -> bool:
+    """Whether a function makes a generator or coroutine, whose code runs after the call."""
+    kinds = inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction
+    return any(kind(function) for kind in kinds)
+
+
 class Scope(Generic[T]):
-    """A setting for `with` blocks, one after another or within each other, of one thread; a decorator as well.
+    """A setting for `with` blocks, one after another or within each other, of one thread at a time; also a decorator.
 
     Parameters
     ----------
@@ -24,14 +31,21 @@ class Scope(Generic[T]):
         What it is inside of the block.
     """
 
-    __slots__ = ("_open", "_value", "_variable")
+    __slots__ = ("_open", "_thread", "_value", "_variable")
 
     def __init__(self, variable: ContextVar[Any], value: T) -> None:
         self._variable = variable
         self._value = value
         self._open: list[AbstractContextManager[T]] = []
+        self._thread = 0
 
     def __enter__(self) -> T:
+        thread = threading.get_ident()
+        if self._open and self._thread != thread:
+            raise ArgumentError(
+                "The scope is open in another thread, whose setting it holds. Make one for each thread."
+            )
+        self._thread = thread
         block = _block(self._variable, self._value)
         value = block.__enter__()
         self._open.append(block)  # Ctrl-C before it: the block is dropped, which ends it
@@ -48,8 +62,7 @@ class Scope(Generic[T]):
         ArgumentError
             It makes a generator or coroutine, whose code runs after the call.
         """
-        kinds = inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction
-        if not callable(function) or any(kind(function) for kind in kinds):
+        if not callable(function) or runs_later(function):
             raise ArgumentError(
                 f"The decorator got {function!r}, expected a function whose code runs when it is called. In a "
                 "generator or coroutine use a `with` block between two `yield`s or `await`s."

@@ -10,7 +10,7 @@ import pytest
 import fcdense as fc
 from fcdense import changes
 from fcdense.backends import recording
-from fcdense.errors import CaptureError
+from fcdense.errors import CaptureError, GraphError
 from tests.capturing import LABELS, X, adam, network, training
 from tests.training import same
 
@@ -119,17 +119,29 @@ def test_attributes_that_every_call_changes():
     assert (model[0].calls, model[0].seen) == (1, [1])  # the first call computed, the recordings were taken back
 
 
-def test_captured_steps_inside_of_one():
+def test_replays_inside_of_a_captured_step():
     inner = fc.capture(lambda x: x * 2.0)
     inner(X[0])
-    refused(lambda x: inner(x) + 1.0, "inside of a step that is being captured", X[0])
-    fresh = {}
+    refused(lambda x: inner.replay() + x, "inside of a step that is being captured", X[0])
 
-    def outer(x):
-        fresh.setdefault(len(fresh), fc.capture(lambda x: x * 2.0))
-        return fresh[len(fresh) - 1](x)
 
-    refused(outer, "inside of a step that is being captured", X[0])
+def test_gradients_do_not_go_through_a_replay():
+    """A layer whose forward pass is captured would otherwise stop learning at the second batch, in silence."""
+    below, above = network(), fc.nn.Dense(3, in_features=3)
+    below(X[0])
+    forward = fc.capture(lambda x: below(x))
+    fc.losses.cross_entropy(above(forward(X[0])), LABELS[0]).backward()
+    assert below[0].kernel.has_grad
+    for parameter in (*below.parameters(), *above.parameters()):
+        parameter.grad = None
+    for _ in range(2):
+        loss = fc.losses.cross_entropy(above(forward(X[0])), LABELS[0])
+        with pytest.raises(GraphError, match=r"outside of the step, and a replay has none\. Call backward\(\) inside"):
+            loss.backward()
+        assert not any(parameter.has_grad for parameter in above.parameters())
+    with fc.no_grad():
+        assert not forward(X[0]).requires_grad
+    assert forward(X[0]).requires_grad
 
 
 def test_steps_that_compute_nothing():

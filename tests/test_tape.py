@@ -263,6 +263,26 @@ def test_a_scope_serves_several_blocks() -> None:
         assert tape.is_recording()
 
 
+def test_a_scope_is_open_in_one_thread() -> None:
+    scope = tape.no_grad()
+    raised: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with scope:
+                pass
+        except ArgumentError as error:
+            raised.append(error)
+
+    with scope:
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert "open in another thread" in str(raised[0])
+    enter()
+    assert len(raised) == 1
+
+
 def test_what_runs_after_the_call_is_not_decorated() -> None:
     def batches() -> Iterator[bool]:
         yield tape.is_recording()

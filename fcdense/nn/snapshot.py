@@ -9,7 +9,7 @@ from fcdense.parameter import Parameter
 if TYPE_CHECKING:
     from fcdense.nn.module import Module
 
-NO_SETTINGS = frozenset(("_forwards",))
+NO_SETTINGS = frozenset(("_captured", "_forwards"))
 """Attributes that depend on the others, and not the other way round."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
