@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fcdense.backends.recording import is_recording
 from fcdense.conversion import float_dtype
-from fcdense.errors import DeviceError, DTypeWarning, ShapeError
+from fcdense.errors import CaptureError, DeviceError, DTypeWarning, ShapeError
 from fcdense.nn.arguments import integer
 from fcdense.nn.input import device_of
 from fcdense.nn.layer import Layer
@@ -81,7 +82,18 @@ class FeatureLayer(Layer):
         return all(_is_built(self.__dict__[name]) for name in self.shapes(None))
 
     def build(self, in_features: int) -> None:
-        """Give first values to whatever has none yet."""
+        """Give first values to whatever has none yet.
+
+        Raises
+        ------
+        CaptureError
+            A step is recorded, which computes nothing.
+        """
+        if is_recording() and not self.is_built:
+            raise CaptureError(
+                f"{self.label()} has no parameters yet, and a step that is recorded cannot make them. Make the model "
+                "outside of the step, and call it once before."
+            )
         for name, shape in self.shapes(in_features).items():
             member = self.__dict__[name]
             if not _is_built(member):
