@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -20,12 +20,20 @@ from fcdense.errors import ArgumentError, CaptureError, ShapeError
 from fcdense.log import logger
 from fcdense.nn.input import device_of
 from fcdense.precision import widened
+from fcdense.recorded_step import Variant
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
 
 KEPT_SHAPES = 4
 """Shapes of rows for which a model's forward pass is kept as a recording, the last ones used."""
+
+_holds: dict[nn.Module, tuple[int, bool]] = {}
+"""Modules to go back to training: how many blocks keep them in evaluation mode, and whether captured steps were told.
+"""
+
+_switching = threading.RLock()
+"""Held while modes change; a signal's handler may predict meanwhile."""
 
 
 @np.errstate(all="ignore")
@@ -59,19 +67,18 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     forwards = vars(model).get("_forwards")
     with tape.no_grad():
         if isinstance(forwards, Forwards) and forwards.is_settled:
-            with forwards.evaluating():
-                return _predicted(forwards, model, rows, size)
+            return _predicted(forwards, rows, size)
         with evaluating(model) as modules:
             forwards = forwards_of(model, modules)
-            result = _predicted(forwards, model, rows, size)
+            result = _predicted(forwards, rows, size)
         forwards.settle()
         return result
 
 
-def _predicted(forwards: Forwards, model: nn.Module, rows: Array, size: int) -> Array:
+def _predicted(forwards: Forwards, rows: Array, size: int) -> Array:
     parts = [rows[start : start + size] for start in range(0, max(len(rows), 1), size)]
     if not forwards.lock.acquire(blocking=False):  # another thread is in the buffers
-        return np.concatenate([_output(model(part)) for part in parts])
+        return np.concatenate([forwards.called(part) for part in parts])
     try:
         first = forwards(parts[0])
         if len(parts) == 1:
@@ -98,38 +105,26 @@ class Forwards:
         self._model = model
         # Code of the user's own may depend on what is no attribute of a layer, so it is asked at every call.
         self._is_plain = all(nn.LAYERS.get(type(module).__name__) is type(module) for module in modules)
-        self._kept: OrderedDict[Any, Captured | None] = OrderedDict()
+        self._kept: OrderedDict[Any, CapturedForward | None] = OrderedDict()
         self._settings = -1
         self._contents: list[tuple[Any, Any]] = []
-        self._training: list[nn.Module] = []
 
     @property
     def is_settled(self) -> bool:
-        """Whether all modules are known to be the same and in the same modes, without a walk through them."""
+        """Whether all modules are known to be the same, without a walk through them."""
         return self._settings == changes.settings.number and all(now == then for now, then in self._contents)
 
     def settle(self) -> None:
-        """Note the modules and their modes, as long as they stay like that."""
+        """Note the modules, as long as they stay like that."""
         if self._is_plain:
-            values = (value for module in self.modules for value in vars(module).values())
+            values = (value for module in self.modules for value in list(vars(module).values()))
             self._contents = [(value, value.copy()) for value in values if type(value) in (list, dict)]
-            self._training = [module for module in self.modules if module.training]
             self._settings = changes.settings.number
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """`evaluating`, where `is_settled` holds: no change of settings, as they are looked at in evaluation mode only.
-
-        The recordings here are used in this mode alone, and layers of the library do not replay others.
-        """
-        training = self._training
-        for module in training:
-            object.__setattr__(module, "training", False)
-        try:
-            yield
-        finally:
-            for module in training:
-                object.__setattr__(module, "training", True)
+    def called(self, rows: Array) -> Array:
+        """The output for `rows` of a call of the model."""
+        with _held(self.modules, is_told=False):
+            return _output(self._model(rows))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoForwards, ()
@@ -137,28 +132,28 @@ class Forwards:
     def __call__(self, rows: Array) -> Array:
         """The output for `rows`; the next call may overwrite it."""
         if self.reason or not rows.size or recording.is_recording():
-            return _output(self._model(rows))
+            return self.called(rows)
         key = rows.shape, rows.dtype
         if key not in self._kept:
             self._kept[key] = None
             if len(self._kept) > KEPT_SHAPES:
                 self._kept.popitem(last=False)
-            return _output(self._model(rows))
+            return self.called(rows)
         self._kept.move_to_end(key)
         captured = self._kept[key] or self._recorded(key, rows)
         if captured is None:
-            return _output(self._model(rows))
+            return self.called(rows)
         try:
             if not self._is_plain:
                 captured.look_again()
             return _output(captured(rows))
         except CaptureError:  # parameters have moved
             del self._kept[key]
-            return _output(self._model(rows))
+            return self.called(rows)
 
-    def _recorded(self, key: Any, rows: Array) -> Captured | None:
+    def _recorded(self, key: Any, rows: Array) -> CapturedForward | None:
         on = device_of(self._model)
-        captured = Captured(self._model)
+        captured = CapturedForward(self._model, self.modules)
         try:
             captured.record(Tensor(on.backend.from_host(rows), on))
         except Exception as error:  # what is wrong without a recording too, the call itself will tell
@@ -167,6 +162,21 @@ class Forwards:
             return None
         self._kept[key] = captured
         return captured
+
+
+class CapturedForward(Captured):
+    """The forward pass of a model that is made of `modules`, in evaluation mode: recorded in it, and compared in it.
+
+    A replay needs no mode, so that the modules are left alone while nothing was set.
+    """
+
+    def __init__(self, model: nn.Module, modules: list[nn.Module]) -> None:
+        super().__init__(model)
+        self._modules = modules
+
+    def _fitting(self) -> Variant:
+        with _held(self._modules, is_told=False):
+            return super()._fitting()
 
 
 class NoForwards:
@@ -198,14 +208,43 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
     Gives the modules of the model.
     """
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with _held(modules, is_told=True):
         yield modules
+
+
+@contextmanager
+def _held(modules: Iterable[nn.Module], *, is_told: bool) -> Iterator[None]:
+    """Keep `modules` in evaluation mode inside the `with` block; blocks of several threads may overlap.
+
+    Captured steps are told of the change only where the block may replay some (`is_told`): they look at it then.
+    """
+    mine: list[nn.Module] = []
+    try:
+        with _switching:
+            for module in modules:
+                count, told = _holds.get(module, (0, False))
+                if count or module.training:
+                    _holds[module] = count + 1, told or is_told
+                    mine.append(module)
+                    object.__setattr__(module, "training", False)
+            if mine and is_told:
+                changes.settings.bump()
+        yield
     finally:
-        for module in training:
-            module.training = True
+        with _switching:
+            was_told = [_released(module) for module in mine]
+            if any(was_told):
+                changes.settings.bump()
+
+
+def _released(module: nn.Module) -> bool:
+    """One block less that keeps the module; after the last one it is in training again. Whether others are told."""
+    count, told = _holds.pop(module)
+    if count > 1:
+        _holds[module] = count - 1, told
+        return False
+    object.__setattr__(module, "training", True)
+    return told
 
 
 def _batches(x: Any) -> Iterator[Any]:

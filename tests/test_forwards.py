@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import pickle
+import sys
 import threading
 import weakref
 
@@ -153,11 +154,7 @@ def test_modules_of_ones_own_are_looked_at_whole():
 
 
 def test_models_that_cannot_be_captured(caplog):
-    class Reading(fc.nn.Module):
-        def forward(self, x):
-            return x * float(x.sum())
-
-    model = network(Reading())
+    model = network(reading())
     with caplog.at_level(logging.INFO, "fcdense"):
         assert agrees(model)
     assert [record.getMessage().startswith("forward passes of Sequential are not captured: Values")
@@ -197,22 +194,92 @@ def test_a_model_goes_with_its_recordings():
     assert gone() is None
 
 
-def test_several_threads():
-    model = network().eval()
+def in_threads(count: int, work) -> None:
+    """Each thread calls ``work(number)``; switches between them are frequent."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def reading() -> fc.nn.Module:
+    class Reading(fc.nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    return Reading()
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("more", [list, lambda: [Scaled()], lambda: [reading()]], ids=["plain", "own", "not captured"])
+def test_several_threads(is_training, more):
+    model = network(*more()).train(is_training)
     expected = {rows: called(model, X[:rows]) for rows in range(1, 9)}
     wrong = []
 
-    def work(rows: int) -> None:
-        for _ in range(60):
-            if not np.array_equal(predict(model, X[:rows]), expected[rows]):
-                wrong.append(rows)
+    def work(number: int) -> None:
+        rows = 1 + number % 8
+        wrong.extend(rows for _ in range(60) if not np.array_equal(predict(model, X[:rows]), expected[rows]))
 
-    threads = [threading.Thread(target=work, args=(1 + rows % 8,)) for rows in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(12, work)
     assert wrong == []
+    assert all(module.training is is_training for module in model.modules())
+
+
+def test_threads_with_models_that_share_layers():
+    shared = network().train()
+    models = [fc.nn.Sequential(shared, fc.nn.Dense(2)) for _ in range(3)]
+    expected = [called(model, X) for model in models]
+    wrong = []
+
+    def work(number: int) -> None:
+        for i in range(200):
+            x = X[: 1 + i % 40]  # most have no recording
+            if not np.allclose(predict(models[number], x), expected[number][: len(x)], atol=1e-6):
+                wrong.append(number)
+
+    in_threads(3, work)
+    assert wrong == []
+    assert all(module.training for model in models for module in model.modules())
+
+
+def test_predictions_inside_of_others():
+    inner = network().train()
+
+    class Outer(fc.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            first = fc.tensor(predict(self.inner, x))
+            return first + self.inner(x)
+
+    outer = Outer()
+    for _ in range(3):
+        np.testing.assert_array_equal(predict(outer, X), 2 * called(inner, X))
+    assert all(module.training for module in outer.modules())
+
+
+def test_an_interrupted_prediction_gives_the_modes_back():
+    class Interrupted(fc.nn.Module):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model = network().append(Interrupted()).train()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, X)
+    assert all(module.training for module in model.modules())
+    del model.layers[4]
+    assert agrees(model)
+    assert recordings(model) == 1
 
 
 def test_errors_of_a_prediction_leave_the_lock_open():

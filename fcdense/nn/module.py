@@ -173,7 +173,7 @@ class Module:
         return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def _own(self, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-        for name, value in self.__dict__.items():
+        for name, value in list(self.__dict__.items()):  # another thread may add one
             for path, member in _members(value, name):
                 if isinstance(member, kind):
                     yield path, member
