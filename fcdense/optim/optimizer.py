@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from abc import ABC, abstractmethod
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from fcdense.backends import Backend
-from fcdense.errors import ArgumentError, CaptureError, FcdenseError, FormatError, ShapeError
+from fcdense.errors import ArgumentError, CaptureError, FcdenseError, FormatError, ShapeError, unknown_name
 from fcdense.optim import schedules, state
 from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.ranges import FLAG, LIMIT, NOT_NEGATIVE, Range, checked
@@ -86,6 +87,7 @@ class Optimizer(ABC):
         clip_norm: float | None = None,
         **hyper: float,
     ) -> None:
+        self._refuse_options(key for key in hyper if key not in self.hyper)
         self.learning_rate = learning_rate
         self._hyper = self._checked({**hyper, "weight_decay": weight_decay, "clip_norm": clip_norm})
         if exclude is not None and not callable(exclude):
@@ -97,6 +99,22 @@ class Optimizer(ABC):
         self._recorder: weakref.ref[Backend] | None = None
         self._memory = Slots(self.slots)
         self.add_parameters(parameters)
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The keywords that the constructor takes."""
+        owners: list[Any] = [owner for owner in cls.__mro__[:-1] if "__init__" in vars(owner)]
+        found = set(cls.hyper) - set(getattr(owners[0], "hyper", ()))  # of a class that adds them without an __init__
+        for owner in owners:
+            _, *given = inspect.signature(owner).parameters.values()  # without the parameters to train
+            found.update(one.name for one in given if one.kind is not one.VAR_KEYWORD)
+            if all(one.kind is not one.VAR_KEYWORD for one in given):
+                break
+        return sorted(found)
+
+    def _refuse_options(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            unknown_name(f"option of {type(self).__name__}", key, self.options())
 
     @abstractmethod
     def rule(self, w: Any, g: Any, slots: Sequence[Any], s: Any) -> tuple[Any, ...]:

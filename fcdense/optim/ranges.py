@@ -28,7 +28,7 @@ def checked(owner: str, ranges: Mapping[str, Range], given: Mapping[str, Any]) -
     """`given` in the order of `ranges`, numbers as floats; `ArgumentError` for an unknown, missing or wrong value."""
     for key in given:
         if key not in ranges:
-            unknown_name(f"option of {owner}", key, ["learning_rate", *ranges])
+            unknown_name(f"option of {owner}", key, ranges)
     values = {key: given.get(key) for key in ranges}
     for key, allowed in ranges.items():
         value = values[key]

@@ -74,6 +74,7 @@ class Adam(Optimizer):
     ) -> None:
         if not isinstance(betas, Sequence) or len(betas) != 2:
             raise ArgumentError(f"{type(self).__name__}: betas is {betas!r}, expected two numbers, (0.9, 0.999).")
+        self._refuse_options(key for key in ("beta1", "beta2") if key in common)
         super().__init__(parameters, learning_rate, beta1=betas[0], beta2=betas[1], eps=eps, **common)
 
     def rule(self, w: Any, g: Any, slots: Sequence[Any], s: Any) -> tuple[Any, ...]:

@@ -31,7 +31,9 @@ MISSPELT: list[Case] = [
     ("loss 'crossentropy'", lambda: fc.Trainer(fc.nn.Dense(3), "crossentropy"), "'cross_entropy'"),
     ("option of huber 'detla'", lambda: fc.losses.huber(fc.tensor([1.0]), [1.0], detla=2.0), "'delta'"),
     ("optimizer 'adma'", lambda: fc.Trainer(fc.nn.Dense(3), optimizer="adma"), "'adam'"),
-    ("option of Adam 'beta_1'", lambda: fc.optim.Adam(parameters(), beta_1=0.9), "'beta1'"),
+    ("option of Adam 'beta_1'", lambda: fc.optim.Adam(parameters(), beta_1=0.9), "'betas'"),
+    ("option of Adam 'beta1'", lambda: fc.optim.Adam(parameters(), beta1=0.8), "'betas'"),
+    ("option of AdamW 'beta2'", lambda: fc.optim.AdamW(parameters(), beta2=0.8), "'betas'"),
     ("metric 'acuracy'", lambda: fc.Trainer(fc.nn.Dense(3), metrics=["acuracy"]), "'accuracy'"),
 ]
 
@@ -54,6 +56,34 @@ def test_a_number_to_monitor():
 def test_a_name_like_no_other_lists_all():
     with refused(UnknownNameError, "Unknown optimizer 'zzz'", "Known: adam, adamw, rmsprop, sgd"):
         fc.optim.get("zzz")
+
+
+class Lion(fc.optim.Optimizer):
+    slots = ("momentum",)
+    hyper = {"beta": fc.optim.SHARE}  # noqa: RUF012
+
+    def rule(self, w, g, slots, s):
+        return w - s.learning_rate * np.sign(g), s.beta * slots[0]
+
+
+class Scaled(fc.optim.Adam):
+    hyper = fc.optim.Adam.hyper | {"gamma": fc.optim.POSITIVE}
+
+
+OPTIONS = [
+    (fc.optim.SGD, "clip_norm, exclude, learning_rate, momentum, nesterov, weight_decay"),
+    (fc.optim.Adam, "betas, clip_norm, eps, exclude, learning_rate, weight_decay"),
+    (fc.optim.AdamW, "betas, clip_norm, eps, exclude, learning_rate, weight_decay"),
+    (fc.optim.RMSprop, "alpha, clip_norm, eps, exclude, learning_rate, momentum, weight_decay"),
+    (Lion, "beta, clip_norm, exclude, learning_rate, weight_decay"),
+    (Scaled, "betas, clip_norm, eps, exclude, gamma, learning_rate, weight_decay"),
+]
+
+
+@pytest.mark.parametrize(("kind", "listed"), OPTIONS)
+def test_unknown_options_list_those_that_are_taken(kind, listed):
+    with refused(UnknownNameError, f"Unknown option of {kind.__name__} 'foo'", f"Known: {listed}."):
+        kind(parameters(), learning_rate=0.1, foo=1)
 
 
 NO_NAMES: dict[str, tuple[type[Exception], Callable[[], Any], tuple[str, ...]]] = {
