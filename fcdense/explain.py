@@ -17,7 +17,7 @@ from fcdense.capture import Captured
 from fcdense.captured_training import UNKNOWN_TARGETS, target_check, training_step
 from fcdense.conversion import host_array
 from fcdense.errors import ArgumentError, GraphError
-from fcdense.inference import evaluating
+from fcdense.inference import evaluating, require_module
 from fcdense.nn.input import device_of
 from fcdense.precision import FLOAT_KINDS, current_precision
 from fcdense.random import random_state
@@ -112,8 +112,9 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
     Raises
     ------
     ArgumentError
-        `loss` without `y`, or an optimizer without a loss.
+        `model` is no module, `loss` without `y`, or an optimizer without a loss.
     """
+    require_module(model, "explain")
     if (loss is None) != (y is None) or (optimizer is not None and loss is None):
         raise ArgumentError("explain takes a training step as y and loss together; the optimizer goes with them.")
     try:

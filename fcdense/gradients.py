@@ -10,6 +10,7 @@ import numpy as np
 from fcdense import tape
 from fcdense.arena import Array
 from fcdense.backends.base import Mode
+from fcdense.conversion import host_array
 from fcdense.errors import ArgumentError, GraphError
 from fcdense.tensor import Tensor, tensor
 
@@ -85,7 +86,7 @@ def grad(
     GraphError
         No output depends on one of `inputs`.
     ArgumentError
-        There are no outputs or inputs, or one of them is no tensor.
+        There are no outputs or inputs, or one of them is no tensor; or not one gradient for each of several outputs.
     """
     wanted = _tensors(inputs, "input")
     output = outputs if isinstance(outputs, Tensor) else _joined(_tensors(outputs, "output"), gradient)
@@ -118,6 +119,11 @@ def _tensors(given: Any, role: str) -> tuple[Tensor, ...]:
 
 def _joined(outputs: Sequence[Tensor], gradients: Any) -> Tensor:
     """One number whose gradient is the sum of theirs."""
+    if gradients is not None and (not isinstance(gradients, Iterable) or getattr(gradients, "shape", None) == ()):
+        raise ArgumentError(
+            f"grad of several outputs needs a list of gradients, one for each output (or None); "
+            f"given {type(gradients).__name__}."
+        )
     given = [None] * len(outputs) if gradients is None else list(gradients)
     if len(given) != len(outputs):
         raise ArgumentError(f"{len(outputs)} outputs and {len(given)} gradients were given; expected one for each.")
@@ -153,13 +159,20 @@ def gradcheck(
     ------
     GraphError
         A gradient differs by more than atol + rtol * |difference quotient|; the message names the worst element.
+    ArgumentError
+        `function` is no function, or returns no tensor; or there are no inputs.
     """
+    if not callable(function):
+        raise ArgumentError(f"gradcheck needs a function of tensors; given {function!r}.")
     given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-    points = [np.array(x.numpy() if isinstance(x, Tensor) else x, dtype=np.float64) for x in given]
+    arrays = [x.numpy() if isinstance(x, Tensor) else host_array(x, "an input of gradcheck") for x in given]
+    points = [np.array(array, dtype=np.float64) for array in arrays]
     if not points:
         raise ArgumentError("gradcheck needs at least one input.")
     leaves = [tensor(p, requires_grad=True) for p in points]
     output = function(*leaves)
+    if not isinstance(output, Tensor):
+        raise ArgumentError(f"The function returned {type(output).__name__}; gradcheck needs one tensor.")
     direction = np.random.default_rng(0).uniform(0.5, 1.5, output.shape)
     analytic = grad(output, leaves, direction)
 

@@ -56,7 +56,13 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     -------
     NumPy array (N, ..., O)
         Inside of `fcdense.use_precision` float32, however the layers multiply.
+
+    Raises
+    ------
+    ArgumentError
+        `model` is no module (of a `Trainer` it is ``trainer.model``) or returns no tensor; the batches are shuffled.
     """
+    require_module(model, "predict")
     size = as_count("batch_size", batch_size)
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
         with evaluating(model), tape.no_grad():
@@ -193,6 +199,23 @@ def forwards_of(model: nn.Module, modules: list[nn.Module]) -> Forwards:
     made = Forwards(model, modules)
     object.__setattr__(model, "_forwards", made)  # no setting of the model
     return made
+
+
+def require_module(given: Any, who: str) -> None:
+    """Raise `ArgumentError`, with the cure, where what was given as the model is no module."""
+    if isinstance(given, nn.Module):
+        return
+    held = next((name for name in ("model", "__wrapped__") if isinstance(getattr(given, name, None), nn.Module)), "")
+    if held == "model":
+        cure = f"Pass its model: {type(given).__name__.lower()}.model."
+    elif held:
+        cure = "Pass the module that was captured."
+    elif isinstance(given, type) and issubclass(given, nn.Module):
+        cure = f"Pass an instance: {given.__name__}(...)."
+    else:
+        cure = f"Call {who}(model, x)."
+    shown = given.__name__ if isinstance(given, type) else "None" if given is None else type(given).__name__
+    raise ArgumentError(f"{who} got {shown} as the model; expected an nn.Module. {cure}")
 
 
 def _output(result: Any) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -219,10 +220,13 @@ class Custom(RowMean):
         rows = prediction.shape[:-1] or prediction.shape
         if 0 in rows:
             return np.zeros(rows)
-        value = np.asarray(self.fn(prediction, target), dtype=np.float64)
+        found = self.fn(prediction, target)
+        value = np.asarray(found)
+        if not _is_real(value):
+            raise DTypeError(f"Metric {self.name!r} returned {reprlib.repr(found)}, expected one real number.")
         if value.size != 1:
             raise ShapeError(f"Metric {self.name!r} returned the shape {value.shape}, expected one number.")
-        return np.full(rows, value.item())
+        return np.full(rows, value.astype(np.float64).item())
 
 
 TABLE: Mapping[str, type[Metric]] = {
@@ -264,10 +268,14 @@ def several(specs: Sequence[Any]) -> list[Metric]:
     return made
 
 
+def _is_real(array: Array) -> bool:
+    # NumPy has no bfloat16 of its own: ml_dtypes registers it with the kind of a record.
+    return array.dtype.kind in "fiub" or bool(array.dtype.name == "bfloat16")
+
+
 def _numbers(values: Any, what: str) -> Array:
     array = values.numpy() if hasattr(values, "numpy") else np.asarray(values)
-    # NumPy has no bfloat16 of its own: ml_dtypes registers it with the kind of a record.
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+    if not _is_real(array):
         raise DTypeError(f"{what} has dtype {array.dtype}, expected real numbers (classes as integers 0, 1, ...).")
     if array.ndim == 0 or (array.ndim > 1 and array.shape[-1] == 0):
         raise ShapeError(f"{what} has the shape {array.shape}, expected (B,) or (..., O) with O >= 1.")

@@ -112,6 +112,11 @@ def device(spec: str | Device = "auto") -> Device:
     """
     if isinstance(spec, Device):
         return spec
+    if hasattr(spec, "__array__"):
+        raise DeviceError(
+            f'A device is given as {type(spec).__name__}. Use "auto", "cpu", "cuda" or "cuda:N", or the device of a '
+            "tensor: x.device."
+        )
     if spec == "cpu":
         return _CPU
     if spec == "numpy":

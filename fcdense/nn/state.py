@@ -89,8 +89,12 @@ def values(module: Module) -> dict[str, Array]:
     """Copies of everything; raises `GraphError` for what is not built."""
     arrays = {}
     for path, entry in entries(module).items():
-        if entry.value is None:
-            raise GraphError(f"Buffer '{path}' has no shape yet. Call the model once, or give in_features.")
+        if entry.value is None or not entry.is_built:
+            kind, owner = "Buffer" if entry.value is None else "Parameter", type(entry.owner).__name__
+            raise GraphError(
+                f"{kind} '{path}' has no shape yet: its {owner} takes in_features from the first input. "
+                "Call the model once, or give in_features."
+            )
         arrays[path] = np.array(entry.value.numpy())
     return arrays
 

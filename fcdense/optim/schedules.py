@@ -13,7 +13,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,6 +64,9 @@ class Piecewise(Schedule):
     values: Sequence[float]
 
     def __post_init__(self) -> None:
+        for name in ("boundaries", "values"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise ArgumentError(f"{self!r}: {name} is {getattr(self, name)!r}, expected a list of numbers.")
         boundaries = tuple(_integer(self, "boundaries", step) for step in self.boundaries)
         values = tuple(_number(self, "values", value) for value in self.values)
         if len(values) != len(boundaries) + 1 or any(a >= b for a, b in itertools.pairwise(boundaries)):
