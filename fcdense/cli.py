@@ -243,7 +243,25 @@ def _standardized(train: Array, test: Array) -> tuple[Standardizer, Array, Array
     return standardizer, _rows(train, standardizer), _rows(test, standardizer)
 
 
+def _keep(out: Path, *sources: str | Path) -> None:
+    """Refuse to write over one of the files that the result is made of."""
+    for source in sources:
+        if out.exists() and os.path.exists(source) and os.path.samefile(out, source):
+            raise ArgumentError(f"--out is {out} and would replace {str(source)!r}, which is read; give another name.")
+
+
+def _destination(options: argparse.Namespace) -> Path:
+    """Where the model goes."""
+    out: Path = options.out or Path("runs") / f"{Path(options.data).stem}.safetensors"
+    if out.suffix == ".png":
+        raise ArgumentError(f"--out is {out}, where the curves go; give the model's file, such as model.safetensors.")
+    if options.data not in NAMED:
+        _keep(out, options.data)
+    return out
+
+
 def _train(options: argparse.Namespace) -> int:
+    out = _destination(options)
     if options.precision != "float32" and not current_device().backend.mixed_precision:
         raise ArgumentError(f"--precision {options.precision} needs a GPU, and the device is {current_device()}.")
     target = -1 if options.target is None else options.target
@@ -271,9 +289,6 @@ def _train(options: argparse.Namespace) -> int:
         precision=options.precision,
         seed=options.seed,
     )
-    out = options.out or Path("runs") / f"{Path(data.name).stem}.safetensors"
-    if out.suffix == ".png":
-        raise ArgumentError(f"--out is {out}, where the curves go; give the model's file, such as model.safetensors.")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.destination(out)
 
@@ -322,6 +337,8 @@ def _show(training: dict[str, float], test: dict[str, float]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        _keep(options.out, options.model, *([] if options.data in NAMED else [options.data]))
     model, extra = checkpoint.read(options.model)
     classes = extra.get("class_names", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):

@@ -65,6 +65,12 @@ def flowers(n: int = 150) -> tuple[np.ndarray, list[str]]:
     return np.round(x, 4), [FLOWERS[i] for i in k]
 
 
+def contents() -> dict[str, bytes]:
+    """The names in the folder, and what its files hold; compiled kernels aside."""
+    paths = (path for path in Path().iterdir() if path.name != "cache")
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
 def predictions(text: str) -> list[list[str]]:
     header, *rows = csv.reader(io.StringIO(text))
     assert header[0].startswith("prediction")
@@ -271,6 +277,13 @@ BAD = {
     "out is a folder": (["train", "digits", "--out", "."], "is a folder"),
     "out is a picture": (["train", "digits", "--out", "m.png"], "where the curves go"),
     "out below a file": (["train", "digits", "--out", "table.csv/m"], "table.csv"),
+    "out is the table": (["train", "table.csv", "--out", "sub/../table.csv"], "replace 'table.csv', which is read"),
+    "out is the archive": (["train", "table.npz", "--out", "table.npz"], "--out is table.npz and would replace"),
+    "out is a link to the table": (["train", "table.csv", "--out", "link"], "--out is link and .* 'table.csv'"),
+    "out is the table, in predict": (
+        ["predict", "model.safetensors", "table.csv", "--out", "table.csv"], "--out is table.csv and would replace",
+    ),
+    "out is the model": (["predict", "model.safetensors", "digits", "--out", "link.st"], "replace 'model.safetensors'"),
     "no model": (["predict", "none.safetensors", "digits"], "none.safetensors"),
     "model of another kind": (["predict", "table.csv", "digits"], "table.csv cannot be loaded"),
     "other features": (["predict", "model.safetensors", "table.csv", "--target", "label"], "2 features"),
@@ -291,7 +304,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, run):
         "model": {}, "names": {"class_names": 3}, "few": {"class_names": ["a"], **task}, "scale": {"standardizer": {}},
     }.items():  # fmt: skip
         fc.save(f"{name}.safetensors", model, extra)
-    before = sorted(os.listdir())
+    np.savez("table.npz", x=np.ones((10, 2)), y=np.arange(10) % 2)
+    os.mkdir("sub")
+    os.symlink("table.csv", "link")
+    os.link("model.safetensors", "link.st")
+    before = contents()
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     lines = err.splitlines()
@@ -299,7 +316,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, run):
     assert ": error: " in lines[-1]
     assert re.search(message, lines[-1])
     assert len(lines) == 1 or case == "bench"
-    assert sorted(os.listdir()) == before
+    assert contents() == before
 
 
 def test_cuda_that_is_not_there_names_the_probe(run):
