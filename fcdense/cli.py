@@ -1,6 +1,7 @@
 """The command `fcdense`: info, train, predict, tune, bench.
 
-Exit codes: 0 done, 1 `info --check` failed, 2 bad arguments or data, 130 after Ctrl-C.
+Exit codes: 0 done, 1 `info --check` failed, 2 bad arguments or data, 130 after Ctrl-C, at which `train`
+saves the model as it is then.
 """
 
 from __future__ import annotations
@@ -294,18 +295,28 @@ def _train(options: argparse.Namespace) -> int:
 
     print(data, flush=True)
     started = time.perf_counter()
-    history = trainer.fit(
-        x_train, y_train, epochs=options.epochs, batch_size=options.batch_size, validation_data=(x_test, y_test)
-    )
+    interrupted = False
+    try:
+        trainer.fit(
+            x_train, y_train, epochs=options.epochs, batch_size=options.batch_size, validation_data=(x_test, y_test)
+        )
+    except KeyboardInterrupt:
+        if not trainer.optimizer.steps:
+            raise
+        interrupted = True
     seconds = time.perf_counter() - started
     if data.task == "regression":
         _speak_in(units, model[-1])
     fc.save(out, model, extra)
+    if interrupted:
+        epoch = min(len(trainer.history) + 1, options.epochs)
+        print(f"fcdense train: interrupted in epoch {epoch} of {options.epochs}. Model: {out}", file=sys.stderr)
+        return 130
     print(model.summary())
     _show(trainer.evaluate(x_train, data.y_train), trainer.evaluate(x_test, data.y_test))
     print(f"{options.epochs} epochs in {seconds:.1f} s on {current_device()}. Model: {out}")
     try:
-        print(f"Curves: {history.plot(out.with_suffix('.png'))}")
+        print(f"Curves: {trainer.history.plot(out.with_suffix('.png'))}")
     except ArgumentError as error:
         print(f"No curves. {error}")
     return 0

@@ -7,8 +7,6 @@ import importlib.util
 import io
 import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pytest
 import fcdense as fc
 from fcdense import checkpoint, cli
 
-ROOT = Path(__file__).resolve().parent.parent
 HAS_PLOT = importlib.util.find_spec("matplotlib") is not None
 FLOWERS = ["long", "round", "wide"]
 
@@ -43,13 +40,6 @@ def run(capsys):
         return code, *capsys.readouterr()
 
     return call
-
-
-def process(*arguments: str, **options) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "fcdense", *arguments], env=environment, text=True, stderr=subprocess.PIPE, **options
-    )
 
 
 def write_csv(path: str, header: list[str] | None, rows, delimiter: str = ",") -> None:
@@ -334,32 +324,6 @@ def test_the_device_may_come_from_the_environment(run, monkeypatch):
     assert code == 2
     assert "FCDENSE_DEVICE" in err
     assert run("info", "--device", "cpu")[0] == 0
-
-
-# ---- as a process ----------------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_is_exit_code_130():
-    with process("train", "digits", "--epochs", "100000", stdout=subprocess.PIPE) as running:
-        assert running.stderr is not None
-        running.stderr.readline()
-        running.send_signal(signal.SIGINT)
-        rest = running.stderr.read().splitlines()
-    assert running.returncode == 130
-    assert rest[-1] == "fcdense train: interrupted"
-    assert all(line.startswith("epoch ") for line in rest[:-1])
-    assert os.listdir("runs") == []
-
-
-def test_a_reader_may_stop_early():
-    fc.save("m.safetensors", fc.nn.Sequential(fc.nn.Dense(9, in_features=64)))
-    with process("predict", "m.safetensors", "digits", stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline().startswith("prediction_0,")
-        running.stdout.close()
-        assert running.stderr is not None
-        assert running.stderr.read() == ""
-    assert running.returncode == 0
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda"])
