@@ -253,6 +253,7 @@ BAD = {
     "learning rate": (["train", "digits", "--learning-rate", "-1"], "-1.0"),
     "dropout": (["train", "digits", "--dropout", "1.5"], "1.5"),
     "test size": (["train", "digits", "--test-size", "1"], "test_size is 1.0"),
+    "rows of a class": (["train", "rare.csv", "--task", "classification"], r"\(--test-size\).*sion' \(--task\)"),
     "seed": (["train", "digits", "--seed", "-1"], "seed is -1"),
     "task": (["train", "digits", "--task", "ranking"], "--task: invalid choice: 'ranking'"),
     "other task": (["train", "digits", "--task", "regression"], "--task is regression, but the targets of 'digits'"),
@@ -288,6 +289,7 @@ BAD = {
 def test_a_mistake_is_one_line_and_exit_code_2(case, run):
     arguments, message = BAD[case]
     write_csv("table.csv", ["a", "b", "label"], [[1, 2, "x"], [3, 4, "y"]] * 5)
+    write_csv("rare.csv", None, [[k, k] for k in range(10)])
     model = fc.nn.Sequential(fc.nn.Dense(2, in_features=64))
     task = {"task": "classification"}
     for name, extra in {
@@ -305,6 +307,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, run):
     assert lines[-1].startswith("fcdense")
     assert ": error: " in lines[-1]
     assert re.search(message, lines[-1])
+    assert "stratify" not in lines[-1]
     assert len(lines) == 1 or case == "bench"
     assert contents() == before
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcdense.data.idx_file import load_idx
-from fcdense.data.split import split_rows
+from fcdense.data.split import draw
 from fcdense.errors import DataError, FormatError
 
 Task = Literal["classification", "regression"]
@@ -105,7 +105,11 @@ class Dataset(_Described):
         if self.y is None:
             raise DataError(f"{self.name!r} has no targets to divide; load it with a target column.")
         labels = self.y if self.task == "classification" else None
-        train, test = split_rows(len(self.x), test_size, labels=labels, seed=seed)
+        cure = (
+            "Lower test_size (--test-size) or add rows of the rare classes. A quantity in a CSV file is no class: say "
+            "task='regression' (--task)."
+        )
+        train, test = draw(len(self.x), test_size, labels, seed, cure)
         return SplitDataset(
             name=self.name,
             task=self.task,

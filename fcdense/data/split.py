@@ -40,6 +40,11 @@ def split_rows(n: int, test_size: float, *, labels: ArrayLike | None = None, see
     DataError
         Fewer than two rows, or a stratified second part that would take the last row of a class.
     """
+    return draw(n, test_size, labels, seed, "Lower test_size or leave out labels.")
+
+
+def draw(n: int, test_size: float, labels: ArrayLike | None, seed: int, cure: str) -> tuple[Rows, Rows]:
+    """`split_rows`, whose error over classes of too few rows ends with `cure`: what the caller can do."""
     share = _share("test_size", test_size)
     if n < 2:
         raise DataError(f"{n} row cannot be split in two; expected at least 2 rows.")
@@ -50,7 +55,7 @@ def split_rows(n: int, test_size: float, *, labels: ArrayLike | None = None, see
         return order[n_test:], order[:n_test]
     in_test = np.zeros(n, bool)
     _, class_of_row, sizes = np.unique(_class_labels(labels, n), return_inverse=True, return_counts=True)
-    for k, take in enumerate(_shares_of_classes(sizes, n_test)):
+    for k, take in enumerate(_shares_of_classes(sizes, n_test, cure)):
         members = order[class_of_row[order] == k]
         in_test[members[:take]] = True
     return order[~in_test[order]], order[in_test[order]]
@@ -84,7 +89,8 @@ def train_test_split(
     """
     x_rows, y_rows = as_rows("x", x, min_axes=2), as_rows("y", y)
     same_rows("x", x_rows, "y", y_rows)
-    train, test = split_rows(len(x_rows), test_size, labels=y_rows if stratify else None, seed=seed)
+    cure = "Lower test_size or pass stratify=False."
+    train, test = draw(len(x_rows), test_size, y_rows if stratify else None, seed, cure)
     return x_rows[train], x_rows[test], y_rows[train], y_rows[test]
 
 
@@ -125,13 +131,13 @@ def _class_labels(labels: ArrayLike, n: int) -> NDArray[Any]:
     return values
 
 
-def _shares_of_classes(sizes: Rows, n_test: int) -> Rows:
+def _shares_of_classes(sizes: Rows, n_test: int, cure: str) -> Rows:
     """Rows of each class in the test part: method of largest remainders, capped at size - 1."""
     room = sizes - 1
     if n_test > room.sum():
         raise DataError(
             f"A stratified test part of {n_test} of {sizes.sum()} rows would take the last row of some of the "
-            f"{len(sizes)} classes; at most {room.sum()} rows fit. Lower test_size or pass stratify=False."
+            f"{len(sizes)} classes; at most {room.sum()} rows fit. {cure}"
         )
     ideal = sizes * n_test / sizes.sum()
     taken: Rows = np.minimum(np.floor(ideal).astype(np.intp), room)

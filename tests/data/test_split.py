@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcdense.data import split_rows, train_test_split, validation_split
+from fcdense.data import Dataset, split_rows, train_test_split, validation_split
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError
 
 
@@ -110,8 +110,17 @@ def test_the_share_lies_between_0_and_1(share) -> None:
         (np.zeros((2, 2)), [np.nan, 1.0], {"stratify": True}, DataError, "NaN"),
         (np.zeros((2, 2)), ["a", "b"], {"stratify": True}, DTypeError, "np.unique"),
         (np.zeros((3, 2)), [0, 1, 2], {"stratify": True}, DataError, "last row of some of the 3 classes; at most 0"),
+        (np.zeros((3, 2)), [0, 1, 2], {"stratify": True}, DataError, r"Lower test_size or pass stratify=False\.$"),
     ],
 )
 def test_refused(x, y, options, error, words) -> None:
     with pytest.raises(error, match=words):
         train_test_split(x, y, **options)
+
+
+def test_the_cure_is_one_that_the_caller_has() -> None:
+    with pytest.raises(DataError, match=r"Lower test_size or leave out labels\.$"):
+        split_rows(3, 0.2, labels=[0, 1, 2])
+    rows = Dataset(name="rows", task="classification", class_names=("a", "b"), x=np.zeros((2, 1)), y=np.arange(2))
+    with pytest.raises(DataError, match=r"Lower test_size \(--test-size\) or add rows of the rare classes"):
+        rows.split()
