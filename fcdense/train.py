@@ -196,7 +196,7 @@ class Trainer:
             drop_last=drop_last,
             seed=self.seed,
         )
-        validation = None if validation_data is None else validation_feed(validation_data, x, y)
+        validation = None if validation_data is None else validation_feed(validation_data, x, y, epochs)
         defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
         names = ["loss", *(metric.name for metric in self.metrics)]
         capturing = CapturedTraining(self, batches, self.capture)

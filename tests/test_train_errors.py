@@ -35,6 +35,10 @@ BAD_FITS = {
     "split and data": (ArgumentError, "beside", (X, Y), {"validation_split": 0.5, "validation_data": (X, Y)}),
     "validation tuple": (ArgumentError, "tuple of 1", (X, Y), {"validation_data": (X,)}),
     "validation shape": (ShapeError, r"rows of shape \(2,\)", (X, Y), {"validation_data": (X[:, :2], Y)}),
+    "validation list": (ArgumentError, "validation_data is a list", (X, Y), {"validation_data": [X, Y]}),
+    "validation generator": (
+        DataError, "yields its batches once", (X, Y), {"validation_data": (b for b in [(X, Y)]), "epochs": 2},
+    ),
     "validation array": (ArgumentError, "targets y are missing", (X, Y), {"validation_data": X}),
     "batch_size of batches": (ArgumentError, "batch_size is for arrays", ([(X, Y)],), {"batch_size": 3}),
     "weights of batches": (ArgumentError, "sample_weight is for arrays", ([(X, Y)],), {"sample_weight": Y}),

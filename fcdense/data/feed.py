@@ -49,16 +49,31 @@ def feed(
     )
 
 
-def validation_feed(given: Any, x: Any, y: Any) -> DataLoader:
-    """Batches of `validation_data`: (x, y), (x, y, sample_weight) or batches, with rows like those of the array x."""
+def validation_feed(given: Any, x: Any, y: Any, epochs: int = 1) -> DataLoader:
+    """Batches of `validation_data`: (x, y), (x, y, sample_weight) or batches, with rows like those of the array x.
+
+    Raises
+    ------
+    ArgumentError
+        A tuple of another length, or arrays in a list: they would be batches without targets.
+    DataError
+        A generator that ends before the last of `epochs`.
+    """
+    if isinstance(given, list) and given and hasattr(given[0], "__array__"):
+        raise ArgumentError(
+            "validation_data is a list of arrays; expected the tuple (x, y) or (x, y, sample_weight), or batches. Pass "
+            "tuple(validation_data)."
+        )
     if not isinstance(given, tuple):
-        return feed(given)
+        batches = feed(given)
+        batches.check_passes(epochs)
+        return batches
     if len(given) not in (2, 3) or given[1] is None:
         raise ArgumentError(
             f"validation_data is a tuple of {len(given)}; expected (x, y), (x, y, sample_weight) or batches."
         )
-    if y is not None and np.shape(given[0])[1:] != np.shape(x)[1:]:
-        raise ShapeError(
-            f"validation_data holds rows of shape {np.shape(given[0])[1:]}, x of {np.shape(x)[1:]}; expected the same."
-        )
-    return feed(*given)
+    batches = feed(*given)
+    rows = batches.source.arrays.x.shape[1:]
+    if y is not None and rows != (expected := np.asarray(x).shape[1:]):
+        raise ShapeError(f"validation_data holds rows of shape {rows}, x of {expected}; expected the same.")
+    return batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from inspect import GEN_CLOSED, getgeneratorstate, isgenerator
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,7 @@ class DataLoader:
 
     def __iter__(self) -> Pass:
         epoch = self._epoch
-        if self._once and self._begun and self._given_steps is None:
-            raise DataError(f"Generator {self.name!r} was used up before epoch {epoch}. {self._cure()}")
+        self.check_passes(1)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         try:
@@ -107,6 +107,16 @@ class DataLoader:
         self._begun = True
         self._epoch += 1
         return Pass(self, iterator, epoch, self._given_steps)
+
+    def check_passes(self, count: int) -> None:
+        """Raise `DataError` where it is known that `count` more passes cannot be made: of a generator."""
+        is_closed = isgenerator(self.source) and getgeneratorstate(self.source) == GEN_CLOSED
+        if is_closed or (self._once and self._begun and self._given_steps is None):
+            raise DataError(f"Generator {self.name!r} was used up before epoch {self._epoch}. {self._cure()}")
+        if self._once and count > 1 and self._given_steps is None:
+            raise DataError(
+                f"Generator {self.name!r} yields its batches once, and {count} epochs need them. {self._cure()}"
+            )
 
     def check_length(self, done: int, epoch: int) -> None:
         """Raise `DataError` where an epoch of `done` batches is too short."""

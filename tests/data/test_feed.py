@@ -7,7 +7,7 @@ import pytest
 
 from fcdense.data import Batches, DataLoader
 from fcdense.data.feed import feed, validation_feed
-from fcdense.errors import ArgumentError, ShapeError
+from fcdense.errors import ArgumentError, DataError, ShapeError
 
 X = np.arange(20.0).reshape(10, 2)
 Y = np.arange(10)
@@ -60,3 +60,22 @@ def test_validation_data():
     for bad in ((X,), (X, None), (X, Y, Y, Y)):
         with pytest.raises(ArgumentError, match=f"a tuple of {len(bad)}"):
             validation_feed(bad, X, Y)
+
+
+@pytest.mark.parametrize("given", [[X, Y], [X, Y, Y], [X]])
+def test_validation_data_in_a_list(given):
+    with pytest.raises(ArgumentError, match=r"validation_data is a list of arrays.*\(x, y\).*tuple"):
+        validation_feed(given, X, Y)
+
+
+def test_validation_data_that_comes_only_once():
+    once = (batch for batch in [(X, Y)])
+    assert len(list(validation_feed(once, X, Y))) == 1
+    for used_up in (once, DataLoader(once), DataLoader(once, steps_per_epoch=1)):
+        with pytest.raises(DataError, match=r"'<genexpr>' was used up before epoch 0.*pass the function"):
+            validation_feed(used_up, X, Y)
+    for later in ((batch for batch in [(X, Y)]), iter([(X, Y)])):
+        with pytest.raises(DataError, match=r"yields its batches once, and 3 epochs need them.*pass the function"):
+            validation_feed(later, X, Y, epochs=3)
+        assert len(list(later)) == 1
+    validation_feed(DataLoader((batch for batch in [(X, Y)]), steps_per_epoch=1), X, Y, epochs=3)

@@ -53,7 +53,7 @@ def test_a_used_up_generator_names_the_cure() -> None:
 def test_a_generator_that_was_used_up_elsewhere_is_an_error_at_once() -> None:
     generator = three()
     list(generator)
-    with pytest.raises(DataError, match="ended after 0 batches of epoch 0"):
+    with pytest.raises(DataError, match="Generator 'three' was used up before epoch 0"):
         list(DataLoader(generator))
 
 
