@@ -152,7 +152,7 @@ def test_layers_that_are_not_built():
     model[1] = fc.nn.Dense(4)
     with pytest.raises(CaptureError, match=r"Dense 'layers\.1' has no parameters yet.* call it once before"):
         step(X[0])
-    refused(lambda x: network()(x), "has no parameters yet.*Make the model outside of the step", X[0])
+    refused(lambda x: fc.nn.Dense(3)(x), "has no parameters yet.*Make the model outside of the step", X[0])
 
 
 def test_steps_that_compute_nothing():
