@@ -126,6 +126,11 @@ class Program:
         first = Program(f"{self.name}_scalars", 0, self.n_scalars, apart) if apart else None
         return first, Program(self.name, self.n_inputs, len(apart), body)
 
+    @property
+    def copies_scalars(self) -> bool:
+        """Whether each output is one of the scalars as it is, so that nothing is computed."""
+        return all(output.op == "scalar" for output in self.outputs)
+
     def _with(self, new: dict[Expr, Expr]) -> list[Expr]:
         """The outputs with other expressions in some places, and otherwise node for node the same: not simplified."""
         new = dict(new)

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import zlib
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -53,3 +54,12 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """
     name = request.node.nodeid.replace("-cuda]", "-emu]")
     return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a user who begins: with nothing in it, no cache, and no device chosen."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FCDENSE_DEVICE", raising=False)
+    return tmp_path

@@ -16,16 +16,9 @@ import pytest
 import fcdense as fc
 from fcdense import checkpoint, cli
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
 HAS_PLOT = importlib.util.find_spec("matplotlib") is not None
 FLOWERS = ["long", "round", "wide"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("FCDENSE_DEVICE", raising=False)
-    return tmp_path
 
 
 @pytest.fixture

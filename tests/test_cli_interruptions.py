@@ -14,15 +14,8 @@ import pytest
 import fcdense as fc
 from fcdense import cli
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("FCDENSE_DEVICE", raising=False)
-    return tmp_path
 
 
 def process(*arguments: str, **options) -> subprocess.Popen:

@@ -14,8 +14,6 @@ from fcdense.errors import ArgumentError, DeviceError, DTypeError, UnknownNameEr
 from fcdense.precision import dtype_of
 from fcdense.tensor import Tensor
 
-pytest.importorskip("ml_dtypes")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 8)).astype(np.float32)
 LABELS = RNG.integers(0, 3, 12)

@@ -10,8 +10,7 @@ import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends.replay import Call, commute
-
-FLOAT64 = np.dtype(np.float64)
+from fcdense.cuda.launcher import FLOAT64
 
 
 class Part(NamedTuple):
@@ -59,8 +58,7 @@ def _scalars_apart(call: Call, empty: Callable[[tuple[int, ...], np.dtype[Any]],
     arguments = call.arguments
     inputs, scalars = arguments["inputs"], arguments["scalars"]
     first, body = arguments["program"].without_scalar_work()
-    is_computed = first is not None and not all(output.op == "scalar" for output in first.outputs)
-    if not inputs or not is_computed or isinstance(scalars, (list, tuple)):
+    if not inputs or first is None or first.copies_scalars or isinstance(scalars, (list, tuple)):
         return [call]
     live = empty((body.n_scalars,), FLOAT64)
     cells = tuple(live[k, ...] for k in range(body.n_scalars))

@@ -85,7 +85,7 @@ class Launcher:
             emit.run(first, (), scalars, [values[k : k + 1].reshape(()) for k in range(len(values))])
             return body, values.tolist(), None
         scalars = self.contiguous(scalars)
-        if all(output.op == "scalar" for output in first.outputs):  # nothing is left to compute
+        if first.copies_scalars:
             return program, self.driver.address(scalars), scalars
         live = self.empty((body.n_scalars,), FLOAT64)
         self._scalar_work(first, scalars, [live[k : k + 1] for k in range(body.n_scalars)])
