@@ -6,6 +6,7 @@ import ctypes
 import functools
 import gc
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,9 @@ hypothesis.settings.register_profile("fcdense", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fcdense")
 
 os.environ.setdefault("FCDENSE_DEVICE", "cpu")  # what names no device is a test of the CPU, beside a GPU too
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it in what they start in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
