@@ -15,7 +15,8 @@ import pytest
 
 import fcdense as fc
 from fcdense import changes
-from fcdense.inference import KEPT_SHAPES, Forwards, evaluating, predict
+from fcdense.inference import KEPT_SHAPES, Forwards, predict
+from fcdense.nn.mode import evaluating
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
 
@@ -30,7 +31,7 @@ def network(*more) -> fc.nn.Sequential:
 
 def called(model, x, size=1024) -> np.ndarray:
     """By plain calls."""
-    with evaluating(model), fc.no_grad():
+    with evaluating(), fc.no_grad():
         return np.concatenate([model(x[i : i + size]).numpy() for i in range(0, max(len(x), 1), size)])
 
 
@@ -247,6 +248,41 @@ def test_threads_with_models_that_share_layers():
     in_threads(3, work)
     assert wrong == []
     assert all(module.training for model in models for module in model.modules())
+
+
+def test_training_goes_on_while_another_thread_predicts():
+    class Waiting(fc.nn.Module):
+        def forward(self, x):
+            if not self.training:
+                met.wait(60)
+                met.wait(60)  # a step is made in between
+            return x
+
+    met = threading.Barrier(2)
+    model = network(Waiting()).train()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(predict(model, X)))
+    thread.start()
+    met.wait(60)
+    assert all(module.training for module in model.modules())
+    before = model[1].running_mean.numpy().copy()
+    assert (model(X).numpy() != model(X).numpy()).any()  # dropout
+    assert not np.array_equal(model[1].running_mean.numpy(), before)
+    met.wait(60)
+    thread.join()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_captured_functions_have_a_recording_for_predictions(is_training):
+    model = network().train(is_training)
+    captured = fc.capture(lambda x: model(x))
+    for _ in range(3):
+        first = captured(X).numpy().copy()
+        assert (captured(X).numpy() != first).any() == is_training  # dropout
+        expected = called(model, X)
+        with evaluating():
+            np.testing.assert_array_equal(captured(X).numpy(), expected)
 
 
 def test_predictions_inside_of_others():
