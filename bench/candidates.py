@@ -106,9 +106,13 @@ class Candidate:
         """Bytes of memory that the process holds at most during this many calls."""
         return int(self._ask("peak", calls))
 
+    def dismiss(self) -> None:
+        """Let the process end, at its next look at the pipe."""
+        self._connection.close()
+
     def close(self) -> None:
         """End the process."""
-        self._connection.close()  # it reads the end of the pipe and leaves
+        self.dismiss()
         self._process.join(SECONDS_TO_LEAVE)
         self._process.kill()
         self._process.join()

@@ -96,6 +96,8 @@ def measure_command(options: argparse.Namespace) -> int:
                 if options.json is not None:
                     results.write(options.json)  # after every case, so that an interruption loses one only
     finally:
+        for candidate in found:  # they leave side by side
+            candidate.dismiss()
         for candidate in found:
             candidate.close()
     console = Console()

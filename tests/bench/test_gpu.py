@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -164,9 +164,19 @@ def test_closed_forms_are_those_of_the_reference(kind: type[Product], activation
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_on_a_gpu(emu: Device, driver: EmulatedDriver, kind: type[Product]) -> None:
+def test_products_on_a_gpu(
+    emu: Device, driver: EmulatedDriver, kind: type[Product], monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = kind("bfloat16", "gelu_tanh", 40, 24, 16)
+    begin, lanes = driver.begin_part, []
+
+    def begin_part(lane: int, after: Sequence[int]) -> None:
+        lanes.append(lane)
+        begin(lane, after)
+
+    monkeypatch.setattr(driver, "begin_part", begin_part)
     run = case.prepare(emu, case.data())
+    assert lanes == [0, 0, 0], "one after another"
     assert isinstance(run, Replays)
     assert run.each == 3
     assert run.note == "mma bfloat16, 64 x 64 x 32"

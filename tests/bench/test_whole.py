@@ -22,6 +22,9 @@ from fcdense.bench.questions.train import Train
 from tests import emulation
 from tests.emulation import EmulatedDriver
 
+LAUNCHES, PASSES, PRODUCTS = 5, 2, 3
+"""Cases of a question; products for each size."""
+
 GPU = {"name": "Chip 200", "architecture": "sm_90", "multiprocessors": 2, "memory_bytes": 1, "l2_bytes": 1}
 GPU |= {"driver": "580.1", "cuda": 13000, "runtime": 13000, "nvrtc": "13.5", "cublaslt": "13.1.0"}
 
@@ -57,8 +60,10 @@ class Local:
     def note(self) -> str:
         return str(self.run.note)
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
         """There is no process."""
+
+    close = dismiss
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
     monkeypatch.setattr(whole, "PARTS", parts)
     monkeypatch.setenv("COLUMNS", "200")
     yield found
-    assert asked == [(["cuda"], ["all"], whole.PATIENCE)]
+    assert all(one == (["cuda"], ["all"], whole.PATIENCE) for one in asked)
 
 
 QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3"]
@@ -104,7 +109,7 @@ def test_one_option_is_enough(candidates: list[Local], tmp_path: Path, capsys: p
     assert main(["--device", "cuda", *QUICK, "--commit", "abc123", "--json", str(path)]) == DONE
     data = json.loads(path.read_text())
     rows = {(row["question"], row["label"], row["candidate"]): row for row in data["rows"]}
-    assert len(rows) == 5 + 2 + 3 * 2 + 2
+    assert len(rows) == LAUNCHES + PASSES + 2 * PRODUCTS + 2
     assert all(row["error"] <= row["tolerance"] for row in rows.values() if row["tolerance"] is not None)
     assert rows["products", "forward 40x24x16", "cuda:0"]["note"] == "mma bfloat16, 64 x 64 x 32"
     assert rows["products", "forward 40x24x16", "cuda:0"]["work"] == [[30720, 5248]]
@@ -202,7 +207,7 @@ def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local],
 def test_what_is_measured() -> None:
     found = whole.cases({})
     count = {question: sum(case.question == question for case in found) for question in questions_of(found)}
-    assert count == {"launch": 5, "bandwidth": 2, "products": 2 * 3 * 6, "train": 4 + 2}
+    assert count == {"launch": LAUNCHES, "bandwidth": PASSES, "products": 2 * PRODUCTS * 6, "train": 4 + 2}
     labels = [case.label for case in found if case.question == "train"]
     assert labels == ["784-512-512-10, batch 256"] * 2 + [
         f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)
@@ -218,15 +223,23 @@ def questions_of(cases: list[Case]) -> dict[str, None]:
     return dict.fromkeys(case.question for case in cases)
 
 
-@pytest.mark.gpu
-def test_on_a_gpu(tmp_path: Path) -> None:
+def check_small_sizes(path: Path) -> None:
     """Our own part of it, at small sizes."""
-    path = tmp_path / "a.json"
     options = ["--op", "launch,bandwidth,products,train", "--sizes", "256x128x64", "--networks", "64-64-10"]
     options += ["--dtype", "bfloat16", "--activation", "gelu_tanh", "--optimizer", "adamw", "--json", str(path)]
     assert main(["--device", "cuda", *QUICK, *options]) == DONE
     data = json.loads(path.read_text())
-    assert len(data["rows"]) == 4 + 2 + 3 + 3
+    assert len(data["rows"]) == LAUNCHES + PASSES + PRODUCTS + 3
     assert data["missing"] == {}
     for row in data["rows"]:
         assert row["tolerance"] is None or row["error"] <= row["tolerance"], row["label"]
+
+
+def test_small_sizes(candidates: list[Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find", lambda *_: (candidates[:1], {}))
+    check_small_sizes(tmp_path / "a.json")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    check_small_sizes(tmp_path / "a.json")
