@@ -232,7 +232,11 @@ class EmulatedDriver(Driver):
             )
         self.launches.append(kernel.name)
         if status:
-            sentences = {1: "threads wait for each other for ever", 2: "a copy was never waited for"}
+            sentences = {
+                1: "threads wait for each other for ever",
+                2: "a copy was never waited for",
+                3: "an address is no multiple of the bytes that are read or copied at once",
+            }
             raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: {sentences[status]}")
 
     def _note(self, launch: Callable[[], None]) -> None:

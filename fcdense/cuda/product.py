@@ -49,8 +49,8 @@ class Matrix:
     def __init__(self, array: Array, address: int, depth_axis: int) -> None:
         itemsize = array.dtype.itemsize
         self.address = address
-        self.row, self.column = (step // itemsize for step in array.strides)
         steps = [step if length > 1 else None for step, length in zip(array.strides, array.shape, strict=True)]
+        self.row, self.column = ((step or 0) // itemsize for step in steps)  # so that lines beyond are aligned as well
         depth, width = steps[depth_axis], steps[1 - depth_axis]
         self.along_depth = depth == itemsize or (depth is None and width != itemsize)
         along, line = (depth, width) if self.along_depth else (width, depth)

@@ -68,6 +68,7 @@ struct EmulatedLoad {
 
 template <bool TRANSPOSED>
 inline void emulated_ldmatrix(unsigned (&r)[4], const void* row) {
+    emulated_aligned(row, 16);
     EmulatedLoad mine{r, row};
     emulated_warp_meeting(&mine, [](void** slots) {
         for (int matrix = 0; matrix < 4; matrix++)

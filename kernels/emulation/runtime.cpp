@@ -59,7 +59,7 @@ struct Launch {
     Fiber* current;
     int alive, at_barrier;
     long barrier, progress;
-    bool copies_early;
+    bool copies_early, misaligned;
 #if defined(__x86_64__)
     void* stack_pointer;
 #else
@@ -169,7 +169,13 @@ void emulated_warp_meeting(void* mine, void (*work)(void**)) {
     while (warp.meeting == here) leave();
 }
 
+void emulated_aligned(const void* address, int bytes) {
+    if (reinterpret_cast<size_t>(address) % bytes) launch.misaligned = true;
+}
+
 void emulated_copy(void* to, const void* from, int bytes, int valid) {
+    emulated_aligned(to, bytes);
+    emulated_aligned(from, bytes);
     const Copy copy{to, from, bytes, valid};
     if (launch.copies_early)
         copy.make();
@@ -190,7 +196,8 @@ void emulated_copy_wait(int groups_left) {
     }
 }
 
-// Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for. `failed` gets the block.
+// Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for, 3 for addresses that an
+// instruction does not take. `failed` gets the block.
 int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, void* arguments, int order,
                     int copies_early, unsigned* failed) {
     const int threads = static_cast<int>(block[0] * block[1] * block[2]);
@@ -232,6 +239,7 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
         if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
         for (const Fiber& fiber : fibers)
             if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
+        if (!status && launch.misaligned) status = 3;
         failed[0] = emulated_block.x;
         failed[1] = emulated_block.y;
         failed[2] = emulated_block.z;

@@ -375,3 +375,10 @@ def test_threads_that_wait_for_each_other_are_named() -> None:
     )
     with pytest.raises(RuntimeError, match=r"softmax, block \(0, 0, 0\): threads wait for each other for ever"):
         rows(CudaBackend(driver))
+
+
+def test_addresses_that_no_copy_takes_are_seen() -> None:
+    """Also where nothing is copied from them, so that no number tells."""
+    driver = DamagedDriver("fragments.cuh", "source = from +", "source = !count + from +", 0)
+    with pytest.raises(RuntimeError, match=r"gemm_mma.*: an address is no multiple of the bytes"):
+        WORK["tensor cores"](CudaBackend(driver))
