@@ -159,7 +159,7 @@ REDUCTION_SCHEME_MASK = Attribute(3, c_uint32)
 IN_COMPUTE_TYPE = 2
 """Parts of the depth are kept in the type of the sums until they are added; otherwise in that of the result as well."""
 
-SPLITK_NUM = Attribute(2, c_uint32)
+SPLITK_NUM = Attribute(2, c_int)
 
 CUDA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 """`cudaDataType`, by the name of the dtype."""

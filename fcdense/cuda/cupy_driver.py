@@ -151,8 +151,8 @@ class CupyDriver(Driver):
         size = workspace_size(self.architecture)
         try:
             library_path("cublasLt", "cuBLASLt")  # before memory is taken for it
-            self._workspace = self.empty((LANES * size,), np.dtype(np.uint8))
-            return CublasLt(self.address(self._workspace), size, device=Current(self.device))
+            self._workspace = self._memory((LANES * size,), np.dtype(np.uint8))  # an array would hold the driver
+            return CublasLt(self._workspace.ptr, size, device=Current(self.device))
         except (DeviceError, OutOfMemory) as error:
             self.no_library = str(error)
             return None

@@ -275,7 +275,7 @@ class FakeCublasLt:
         token, splits = (memory(code, 8, np.uint64)[k] for k in (0, 2))
         if number != 2 or size != 4 or token >= len(self._algorithms):
             raise StatusError(INVALID_VALUE)
-        ctypes.c_uint32.from_address(where).value = int(splits)
+        ctypes.c_int32.from_address(where).value = int(splits)
         c_size_t.from_address(written).value = 4
 
     # ---- products ----------------------------------------------------------------------------------------------------

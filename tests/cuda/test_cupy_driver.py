@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -111,6 +113,13 @@ def test_the_library_has_a_workspace_of_its_own(machine: Machine, monkeypatch: p
     assert machine.devices == [1]
     taken = driver.upload(np.zeros(size, np.uint8))
     assert abs(driver.address(taken) - place) >= size
+    gone = weakref.ref(driver)
+    gc.disable()  # which a thread without the device might be the one to run
+    try:
+        del driver, taken
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_checked_by_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
