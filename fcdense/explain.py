@@ -17,9 +17,8 @@ from fcdense.capture import Captured
 from fcdense.captured_training import UNKNOWN_TARGETS, target_check, training_step
 from fcdense.conversion import host_array
 from fcdense.errors import ArgumentError, GraphError
-from fcdense.inference import require_module
+from fcdense.inference import evaluating, require_module
 from fcdense.nn.input import device_of
-from fcdense.nn.mode import evaluating
 from fcdense.precision import FLOAT_KINDS, current_precision
 from fcdense.random import random_state
 from fcdense.tensor import Tensor
@@ -125,7 +124,7 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
     state = random_state()
     generator, drawn, words = state.generator.bit_generator, state.generator.bit_generator.state, state.words.copy()
     try:
-        with evaluating(), tape.no_grad(), np.errstate(all="ignore"):
+        with evaluating(model), tape.no_grad(), np.errstate(all="ignore"):
             on = device_of(model)
             rows = Tensor(on.backend.from_host(host_array(x, "x")), on)
             model(rows)  # which builds it

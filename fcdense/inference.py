@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,14 +19,21 @@ from fcdense.data.checks import as_count
 from fcdense.errors import ArgumentError, CaptureError, ShapeError
 from fcdense.log import logger
 from fcdense.nn.input import device_of
-from fcdense.nn.mode import evaluating
 from fcdense.precision import widened
+from fcdense.recorded_step import Variant
 from fcdense.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
 
 KEPT_SHAPES = 4
 """Shapes of rows for which a model's forward pass is kept as a recording, the last ones used."""
+
+_holds: dict[nn.Module, tuple[int, bool]] = {}
+"""Modules to go back to training: how many blocks keep them in evaluation mode, and whether captured steps were told.
+"""
+
+_switching = threading.RLock()
+"""Held while modes change; a signal's handler may predict meanwhile."""
 
 
 @np.errstate(all="ignore")
@@ -57,7 +65,7 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     require_module(model, "predict")
     size = as_count("batch_size", batch_size)
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
-        with evaluating(), tape.no_grad():
+        with evaluating(model), tape.no_grad():
             return np.concatenate([_output(model(rows)) for rows in _batches(x)])
     rows = host_array(x, "x")
     if rows.ndim < 2:
@@ -66,8 +74,9 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     with tape.no_grad():
         if isinstance(forwards, Forwards) and forwards.is_settled:
             return _predicted(forwards, rows, size)
-        forwards = forwards_of(model)
-        result = _predicted(forwards, rows, size)
+        with evaluating(model) as modules:
+            forwards = forwards_of(model, modules)
+            result = _predicted(forwards, rows, size)
         forwards.settle()
         return result
 
@@ -102,7 +111,7 @@ class Forwards:
         self._model = model
         # Code of the user's own may depend on what is no attribute of a layer, so it is asked at every call.
         self._is_plain = all(nn.LAYERS.get(type(module).__name__) is type(module) for module in modules)
-        self._kept: OrderedDict[Any, Captured | None] = OrderedDict()
+        self._kept: OrderedDict[Any, CapturedForward | None] = OrderedDict()
         self._settings = -1
         self._contents: list[tuple[Any, Any]] = []
 
@@ -120,11 +129,8 @@ class Forwards:
 
     def called(self, rows: Array) -> Array:
         """The output for `rows` of a call of the model."""
-        return _output(self._forward(rows))
-
-    @evaluating()
-    def _forward(self, rows: Any) -> Any:
-        return self._model(rows)
+        with _held(self.modules, is_told=False):
+            return _output(self._model(rows))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoForwards, ()
@@ -151,9 +157,9 @@ class Forwards:
             del self._kept[key]
             return self.called(rows)
 
-    def _recorded(self, key: Any, rows: Array) -> Captured | None:
+    def _recorded(self, key: Any, rows: Array) -> CapturedForward | None:
         on = device_of(self._model)
-        captured = Captured(self._forward)
+        captured = CapturedForward(self._model, self.modules)
         try:
             captured.record(Tensor(on.backend.from_host(rows), on))
         except Exception as error:  # what is wrong without a recording too, the call itself will tell
@@ -164,15 +170,29 @@ class Forwards:
         return captured
 
 
+class CapturedForward(Captured):
+    """The forward pass of a model that is made of `modules`, in evaluation mode: recorded in it, and compared in it.
+
+    A replay needs no mode, so that the modules are left alone while nothing was set.
+    """
+
+    def __init__(self, model: nn.Module, modules: list[nn.Module]) -> None:
+        super().__init__(model)
+        self._modules = modules
+
+    def _fitting(self) -> Variant:
+        with _held(self._modules, is_told=False):
+            return super()._fitting()
+
+
 class NoForwards:
     """What a copy of a model has in their place."""
 
     modules: ClassVar[list[nn.Module]] = []
 
 
-def forwards_of(model: nn.Module) -> Forwards:
-    """The recorded forward passes of a model; none if it was made of other modules before."""
-    modules = list(model.modules())
+def forwards_of(model: nn.Module, modules: list[nn.Module]) -> Forwards:
+    """The recorded forward passes of a model that is made of `modules`; none if it was made of others before."""
     found = vars(model).get("_forwards")
     if isinstance(found, Forwards) and [*map(id, found.modules)] == [*map(id, modules)]:
         return found
@@ -202,6 +222,52 @@ def _output(result: Any) -> Array:
     if not isinstance(result, Tensor):
         raise ArgumentError(f"The model returned {type(result).__name__}; predict needs one tensor.")
     return np.asarray(widened(result.numpy()))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Evaluation mode inside the `with` block; afterwards each layer is in the mode in which it was.
+
+    Gives the modules of the model.
+    """
+    modules = list(model.modules())
+    with _held(modules, is_told=True):
+        yield modules
+
+
+@contextmanager
+def _held(modules: Iterable[nn.Module], *, is_told: bool) -> Iterator[None]:
+    """Keep `modules` in evaluation mode inside the `with` block; blocks of several threads may overlap.
+
+    Captured steps are told of the change only where the block may replay some (`is_told`): they look at it then.
+    """
+    mine: list[nn.Module] = []
+    try:
+        with _switching:
+            for module in modules:
+                count, told = _holds.get(module, (0, False))
+                if count or module.training:
+                    _holds[module] = count + 1, told or is_told
+                    mine.append(module)
+                    object.__setattr__(module, "training", False)
+            if mine and is_told:
+                changes.settings.bump()
+        yield
+    finally:
+        with _switching:
+            was_told = [_released(module) for module in mine]
+            if any(was_told):
+                changes.settings.bump()
+
+
+def _released(module: nn.Module) -> bool:
+    """One block less that keeps the module; after the last one it is in training again. Whether others are told."""
+    count, told = _holds.pop(module)
+    if count > 1:
+        _holds[module] = count - 1, told
+        return False
+    object.__setattr__(module, "training", True)
+    return told
 
 
 def _batches(x: Any) -> Iterator[Any]:

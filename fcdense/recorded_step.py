@@ -16,7 +16,6 @@ from fcdense.backends.spans import share_memory
 from fcdense.errors import CaptureError
 from fcdense.fixed_inputs import FixedInputs
 from fcdense.fixed_results import fixed, tensors_of
-from fcdense.nn.mode import is_evaluating
 from fcdense.nn.module import Module
 from fcdense.nn.snapshot import Snapshot
 from fcdense.parameter import Parameter
@@ -25,8 +24,8 @@ from fcdense.random import random_state
 
 
 def scopes() -> tuple[Any, ...]:
-    """What holds around a call: the precision, whether operations are put on the tape, and evaluation mode."""
-    return current_precision(), tape.is_recording(), is_evaluating()
+    """What holds around a call: the precision, and whether operations are put on the tape."""
+    return current_precision(), tape.is_recording()
 
 
 class Attempt:

@@ -19,9 +19,8 @@ from fcdense.data.feed import feed, validation_feed
 from fcdense.diagnosis import first_non_finite
 from fcdense.errors import ArgumentError, CaptureError, DataError
 from fcdense.history import History
-from fcdense.inference import predict
+from fcdense.inference import evaluating, predict
 from fcdense.nn.input import device_of
-from fcdense.nn.mode import evaluating
 from fcdense.optim.loss_scale import SMALLEST
 from fcdense.precision import current_precision, known, use_precision
 from fcdense.tensor import Tensor
@@ -107,7 +106,7 @@ class Trainer:
         self.precision = None if precision is None else known(precision)
         self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
-        self.optimizer = optim.optimizer_of(optimizer, model.parameters(), learning_rate, clip_norm)
+        self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
         self._owns_optimizer = self.optimizer is not optimizer
         self.history = History()
         self.stop_training = False
@@ -363,7 +362,7 @@ class Trainer:
     def _measure(self, batches: DataLoader) -> Logs:
         """Loss and metrics of one pass without training."""
         average = Average(self.metrics)
-        with evaluating():
+        with evaluating(self.model):
             for number, batch in enumerate(batches):
                 # From the record of the first one, a loss of logits sees whether it is given probabilities.
                 with tape.recording(number == 0):
@@ -387,3 +386,15 @@ class Trainer:
         if not total:
             return prediction, None, 0.0
         return prediction, self.loss(prediction, batch.y, weights), total
+
+
+def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:
+    given = {"learning_rate": learning_rate, "clip_norm": clip_norm}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(spec, optim.Optimizer):
+        return optim.get(spec)(model.parameters(), **options)
+    if options:
+        raise ArgumentError(f"{' and '.join(options)}: the optimizer is made already; give it there.")
+    if not set(spec.parameters) & set(model.parameters()):
+        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
+    return spec

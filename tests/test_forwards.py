@@ -9,14 +9,14 @@ import pickle
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import fcdense as fc
 from fcdense import changes
-from fcdense.inference import KEPT_SHAPES, Forwards, predict
-from fcdense.nn.mode import evaluating
+from fcdense.inference import KEPT_SHAPES, Forwards, evaluating, predict
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
 
@@ -31,7 +31,7 @@ def network(*more) -> fc.nn.Sequential:
 
 def called(model, x, size=1024) -> np.ndarray:
     """By plain calls."""
-    with evaluating(), fc.no_grad():
+    with evaluating(model), fc.no_grad():
         return np.concatenate([model(x[i : i + size]).numpy() for i in range(0, max(len(x), 1), size)])
 
 
@@ -250,29 +250,6 @@ def test_threads_with_models_that_share_layers():
     assert all(module.training for model in models for module in model.modules())
 
 
-def test_training_goes_on_while_another_thread_predicts():
-    class Waiting(fc.nn.Module):
-        def forward(self, x):
-            if not self.training:
-                met.wait(60)
-                met.wait(60)  # a step is made in between
-            return x
-
-    met = threading.Barrier(2)
-    model = network(Waiting()).train()
-    found = []
-    thread = threading.Thread(target=lambda: found.append(predict(model, X)))
-    thread.start()
-    met.wait(60)
-    assert all(module.training for module in model.modules())
-    before = model[1].running_mean.numpy().copy()
-    assert (model(X).numpy() != model(X).numpy()).any()  # dropout
-    assert not np.array_equal(model[1].running_mean.numpy(), before)
-    met.wait(60)
-    thread.join()
-    assert len(found) == 1
-
-
 @pytest.mark.parametrize("is_training", [False, True])
 def test_captured_functions_have_a_recording_for_predictions(is_training):
     model = network().train(is_training)
@@ -281,8 +258,52 @@ def test_captured_functions_have_a_recording_for_predictions(is_training):
         first = captured(X).numpy().copy()
         assert (captured(X).numpy() != first).any() == is_training  # dropout
         expected = called(model, X)
-        with evaluating():
+        with evaluating(model):
             np.testing.assert_array_equal(captured(X).numpy(), expected)
+
+
+def test_threads_of_a_forward_pass_find_evaluation_mode():
+    class Ensemble(fc.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = [network(), network()]
+
+        def forward(self, x):
+            with ThreadPoolExecutor(2) as pool:
+                first, second = pool.map(lambda member: member(x), self.members)
+            return first + second
+
+    model = Ensemble()
+    expected = sum(called(member, X) for member in model.members)
+    for _ in range(3):
+        np.testing.assert_array_equal(predict(model, X), expected)
+
+
+def test_what_a_forward_pass_does_with_its_modes_and_other_models_stays_as_it_is():
+    other = network().train()
+    found = []
+
+    class Probing(fc.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = fc.nn.Dropout(0.5)
+
+        def forward(self, x):
+            before = other[1].running_mean.numpy().copy()
+            other(x)
+            found.append(np.array_equal(other[1].running_mean.numpy(), before))
+            was = self.drop.training
+            clean = self.drop.eval()(x)
+            self.drop.train(was)
+            assert (self.drop.train()(x).numpy() != clean.numpy()).any()  # as who takes samples of dropout may
+            self.drop.train(was)
+            return self.drop(x)
+
+    model = Probing()
+    batches = fc.data.Batches(X, batch_size=40, shuffle=False)
+    np.testing.assert_array_equal(predict(model, batches), X)
+    assert found == [False]
+    assert model.drop.training
 
 
 def test_predictions_inside_of_others():

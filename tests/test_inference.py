@@ -7,8 +7,7 @@ import pytest
 
 import fcdense as fc
 from fcdense.errors import ArgumentError, DTypeError, ShapeError
-from fcdense.inference import predict
-from fcdense.nn.mode import evaluating
+from fcdense.inference import evaluating, predict
 from tests.training import F64, X, same, small_net
 
 
@@ -118,7 +117,7 @@ def test_what_cannot_be_predicted_is_refused(model, x, options, error, message):
 
 def test_the_modes_come_back_after_an_error():
     model = network().train()
-    with pytest.raises(ShapeError), evaluating():
+    with pytest.raises(ShapeError), evaluating(model):
         assert not model[2].training
         model(X[:, :2])
     assert all(module.training for module in model.modules())

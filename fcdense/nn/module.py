@@ -17,7 +17,6 @@ from fcdense.conversion import float_dtype, host_array
 from fcdense.errors import ArgumentError, ShapeError
 from fcdense.nn import state, summary
 from fcdense.nn.input import as_input, device_of
-from fcdense.nn.mode import is_evaluating
 from fcdense.parameter import Parameter
 from fcdense.tensor import Tensor, tensor
 
@@ -36,8 +35,7 @@ class Module:
     Attributes
     ----------
     training : bool
-        True at first. `train` and `eval` set it; `Dropout` and `BatchNorm` act on it. While a thread predicts or
-        evaluates, it finds False.
+        True at first. `train` and `eval` set it; `Dropout` and `BatchNorm` act on it.
 
     Examples
     --------
@@ -50,20 +48,11 @@ class Module:
     ...         return x + self.layers[1](self.layers[0](x))
     """
 
+    training: bool = True
     _buffers: Mapping[str, None] = MappingProxyType({})
 
     def __init__(self) -> None:
         object.__setattr__(self, "_buffers", {})
-
-    @property
-    def training(self) -> bool:
-        return self.__dict__.get("training", True) and not is_evaluating()
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        if mode is not self.__dict__.get("training", True):  # often, and most often it is that already
-            changes.settings.bump()
-            self.__dict__["training"] = mode
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Compute the output; define it in a subclass, with whatever arguments it needs."""
@@ -91,8 +80,10 @@ class Module:
     # what belongs to the module
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "training":
-            object.__setattr__(self, name, value)
+        if name == "training":  # often, and most often to what it is already
+            if value is not self.training:
+                changes.settings.bump()
+                object.__setattr__(self, name, value)
             return
         changes.settings.bump()
         if next(_members(value, name), None) is not None:

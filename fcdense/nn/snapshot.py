@@ -62,7 +62,7 @@ class Snapshot:
 
 
 def _frozen_attributes(module: Module) -> dict[str, Any]:
-    return {"training": True} | {
+    return {"training": module.training} | {
         name: _frozen(value) for name, value in list(vars(module).items()) if name not in NO_SETTINGS
     }
 

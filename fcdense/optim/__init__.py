@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from fcdense.errors import ArgumentError, unknown_name
 from fcdense.optim import schedules
@@ -15,7 +14,6 @@ from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.optimizer import Optimizer
 from fcdense.optim.ranges import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from fcdense.optim.rules import SGD, Adam, AdamW, RMSprop
-from fcdense.parameter import Parameter
 
 __all__ = [
     "FLAG",
@@ -49,24 +47,3 @@ def get(spec: str | type[Optimizer]) -> type[Optimizer]:
     if not isinstance(spec, str):
         raise ArgumentError(f"Optimizer {spec!r}: expected {', '.join(TABLE)}, or a subclass of Optimizer.")
     return TABLE[spec.lower()] if spec.lower() in TABLE else unknown_name("optimizer", spec, TABLE)
-
-
-def optimizer_of(
-    spec: Any, parameters: Iterable[Parameter], learning_rate: Any = None, clip_norm: float | None = None
-) -> Optimizer:
-    """The optimizer that `spec` is, or one that is made of it for these parameters; None leaves an option out.
-
-    Raises
-    ------
-    ArgumentError
-        `spec` is an optimizer, and options are given too, or it has none of the parameters.
-    """
-    given = {"learning_rate": learning_rate, "clip_norm": clip_norm}
-    options = {name: value for name, value in given.items() if value is not None}
-    if not isinstance(spec, Optimizer):
-        return get(spec)(parameters, **options)
-    if options:
-        raise ArgumentError(f"{' and '.join(options)}: the optimizer is made already; give it there.")
-    if not set(spec.parameters) & set(parameters):
-        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
-    return spec
