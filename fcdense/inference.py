@@ -41,7 +41,9 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     """The outputs of `model`, row by row, computed in evaluation mode.
 
     From the second array of one shape and dtype on, the forward pass is a replay (`fcdense.capture`), with the same
-    bits; a model that cannot be captured is called each time.
+    bits; a model that cannot be captured is called each time. What its `forward` depends on beside attributes of its
+    modules (globals, fields of other objects) is as it was then; where that changes, call ``model.eval()`` and the
+    model itself inside of ``fcdense.no_grad()``.
 
     Parameters
     ----------
@@ -61,12 +63,14 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
     ------
     ArgumentError
         `model` is no module (of a `Trainer` it is ``trainer.model``) or returns no tensor; the batches are shuffled.
+    ShapeError
+        `x` is no array (N, ..., I), or the outputs are not one for each row.
     """
     require_module(model, "predict")
     size = as_count("batch_size", batch_size)
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
         with evaluating(model), tape.no_grad():
-            return np.concatenate([_output(model(rows)) for rows in _batches(x)])
+            return np.concatenate([_output(model(rows), rows) for rows in _batches(x)])
     rows = host_array(x, "x")
     if rows.ndim < 2:
         raise ShapeError(f"x has shape {rows.shape}; expected rows of features (N, ..., I). A single row is x[None].")
@@ -130,7 +134,7 @@ class Forwards:
     def called(self, rows: Array) -> Array:
         """The output for `rows` of a call of the model."""
         with _held(self.modules, is_told=False):
-            return _output(self._model(rows))
+            return _output(self._model(rows), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoForwards, ()
@@ -152,7 +156,7 @@ class Forwards:
         try:
             if not self._is_plain:
                 captured.look_again()
-            return _output(captured(rows))
+            return _output(captured(rows), rows)
         except CaptureError:  # parameters have moved
             del self._kept[key]
             return self.called(rows)
@@ -218,9 +222,11 @@ def require_module(given: Any, who: str) -> None:
     raise ArgumentError(f"{who} got {shown} as the model; expected an nn.Module. {cure}")
 
 
-def _output(result: Any) -> Array:
+def _output(result: Any, rows: Any) -> Array:
     if not isinstance(result, Tensor):
         raise ArgumentError(f"The model returned {type(result).__name__}; predict needs one tensor.")
+    if not result.ndim or len(result) != len(rows):
+        raise ShapeError(f"The model returned shape {result.shape} for {len(rows)} rows; predict needs one for each.")
     return np.asarray(widened(result.numpy()))
 
 

@@ -95,9 +95,23 @@ class Pair(fc.nn.Module):
         return x, x
 
 
+class Other(fc.nn.Module):
+    """Not a row for each row."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "options", "error", "message"),
     [
+        (Other(lambda x: x[::2]), X, {"batch_size": 7}, ShapeError, r"shape \(4, 3\) for 7 rows; predict"),
+        (Other(lambda x: x.mean()), iter([X]), {}, ShapeError, r"shape \(\) for 24 rows"),
+        (Other(lambda x: x.mean(axis=0, keepdims=True)), X, {}, ShapeError, r"shape \(1, 3\) for 24 rows"),
         (network(), X[0], {}, ShapeError, r"A single row is x\[None\]"),
         (network(), X[:, :2], {}, ShapeError, "has 2 features, its kernel expects 3"),
         (network(), X[:0, :2], {}, ShapeError, "has 2 features, its kernel expects 3"),
