@@ -20,7 +20,7 @@ from fcdense.errors import ArgumentError, GraphError
 from fcdense.inference import evaluating, require_module
 from fcdense.nn.input import device_of
 from fcdense.precision import FLOAT_KINDS, current_precision
-from fcdense.random import random_state
+from fcdense.random import drawing_aside
 from fcdense.tensor import Tensor
 
 HEADINGS = ("", "primitive", "reads", "writes", "served by")
@@ -121,9 +121,7 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
         model = copy.deepcopy(model)
     except (GraphError, TypeError) as error:
         raise ArgumentError(f"explain calls a copy of the model, and this one cannot be copied: {error}") from None
-    state = random_state()
-    generator, drawn, words = state.generator.bit_generator, state.generator.bit_generator.state, state.words.copy()
-    try:
+    with drawing_aside():
         with evaluating(model), tape.no_grad(), np.errstate(all="ignore"):
             on = device_of(model)
             rows = Tensor(on.backend.from_host(host_array(x, "x")), on)
@@ -135,9 +133,6 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
             target = Tensor(on.backend.from_host(host_array(y, "y")), on)
             passes["training step"], note = _training(model, losses.get(loss), optimizer, rows, target)
             notes.append(note)
-    finally:
-        generator.state = drawn
-        state.words[...] = words
     return Explanation(str(on), current_precision(), passes, tuple(notes))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from fcdense.errors import ArgumentError
+from fcdense.scope import Scope
 
 
 class RandomState:
@@ -48,8 +51,17 @@ class RandomState:
             self._elsewhere[on] = on.backend.from_host(self.words)
         return self._elsewhere[on]
 
+    def twin(self, *, has_words: bool) -> RandomState:
+        """One that goes on alike from here; the words are this one's unless it is to have its own."""
+        made = copy.copy(self)
+        made.generator = copy.deepcopy(self.generator)
+        if has_words:
+            made.words, made._elsewhere = self.words.copy(), {}
+        return made
+
 
 _state = RandomState()
+_aside: ContextVar[RandomState | None] = ContextVar("fcdense_random_state", default=None)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_state.forget_devices)
 
@@ -70,4 +82,12 @@ def manual_seed(seed: int) -> None:
 
 def random_state() -> RandomState:
     """The state that layers draw from."""
-    return _state
+    return _aside.get() or _state
+
+
+def drawing_aside(*, has_words: bool = True) -> Scope[RandomState]:
+    """What this thread draws inside of the `with` block is as if it had not been: it and others draw the same later.
+
+    Unless this block has words of its own, recorded steps advance those of all.
+    """
+    return Scope(_aside, random_state().twin(has_words=has_words))

@@ -20,7 +20,7 @@ from fcdense.nn.module import Module
 from fcdense.nn.snapshot import Snapshot
 from fcdense.parameter import Parameter
 from fcdense.precision import current_precision
-from fcdense.random import random_state
+from fcdense.random import drawing_aside
 
 
 def scopes() -> tuple[Any, ...]:
@@ -37,9 +37,7 @@ class Attempt:
     def __init__(self, step: Callable[..., Any], inputs: FixedInputs) -> None:
         self.witness = changes.Witness(Snapshot)
         args, kwargs = inputs.arguments
-        generator = random_state().generator.bit_generator
-        drawn = generator.state
-        with recording.recording() as self.recording:
+        with recording.recording() as self.recording, drawing_aside(has_words=False):
             changes.observe(self.witness)
             try:
                 if isinstance(owner := getattr(step, "__self__", None), Module):  # a method may look at its attributes
@@ -51,7 +49,6 @@ class Attempt:
                 raise
             finally:
                 changes.observe(None)
-                generator.state = drawn
                 self.gradients = {leaf: leaf.gradient_state for leaf in self.witness.leaves}
                 self.witness.undo()
         self.after = [snapshot.again() for snapshot in self.witness.modules.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from fcdense import random
 from fcdense.backends.cpu import CpuBackend
 from fcdense.errors import ArgumentError
-from fcdense.random import RandomState, manual_seed, random_state
+from fcdense.random import RandomState, drawing_aside, manual_seed, random_state
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,27 @@ def test_other_seeds_are_refused_and_change_nothing(seed: Any) -> None:
     with pytest.raises(ArgumentError, match=r"seed is .*; expected a non-negative integer"):
         manual_seed(seed)
     np.testing.assert_array_equal(random_state().words, before)
+
+
+@pytest.mark.parametrize("has_words", [False, True])
+def test_what_one_thread_draws_aside_others_do_not_notice(has_words: bool) -> None:
+    manual_seed(7)
+    expected = drawn() + drawn()
+    manual_seed(7)
+    elsewhere: list[Any] = []
+    words = random_state().words
+    with drawing_aside(has_words=has_words):
+        thread = threading.Thread(target=lambda: elsewhere.extend(drawn()))
+        thread.start()
+        thread.join()
+        assert (random_state().words is words) is not has_words
+        with drawing_aside(has_words=has_words):
+            random_state().generator.random(9)
+        if has_words:
+            assert drawn() == expected[:6], "they go on alike from where they were"
+        else:
+            np.testing.assert_array_equal(random_state().generator.random(4), expected[:4])
+    assert (*elsewhere, *drawn()) == expected
 
 
 def test_unseeded_states_differ() -> None:

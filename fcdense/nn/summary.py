@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcdense.errors import ArgumentError
 from fcdense.parameter import Parameter
-from fcdense.random import random_state
+from fcdense.random import drawing_aside
 from fcdense.tape import no_grad
 from fcdense.tensor import Tensor
 
@@ -43,19 +42,9 @@ def _outputs(model: Module, *inputs: Any) -> list[tuple[str, Any]]:
 
     for path, module in model.named_modules():
         object.__setattr__(module, "forward", watched(path or type(model).__name__, module.forward))
-    with no_grad(), _random_numbers_kept():
+    with no_grad(), drawing_aside():
         model(*inputs)
     return outputs
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    state = random_state()
-    bits, words = state.generator.bit_generator.state, state.words.copy()
-    try:
-        yield
-    finally:
-        state.generator.bit_generator.state, state.words[...] = bits, words
 
 
 def table(model: Module, input_shape: Any) -> str:
