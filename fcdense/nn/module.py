@@ -181,9 +181,23 @@ class Module:
     # modes
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of this module and all below it. Returns the module."""
-        for module in self.modules():
-            module.training = bool(mode)
+        """Set the training mode of this module and all below it. Returns the module.
+
+        A module below it whose class has a `train` of its own decides for itself and what is below that: one that calls
+        ``super().train(False)`` stays in evaluation mode, in `Trainer` as well.
+        """
+        seen = set()
+        waiting: list[Module] = [self]
+        while waiting:
+            module = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            if module is self or type(module).train is Module.train:
+                module.training = bool(mode)
+                waiting += module.children()
+            else:
+                module.train(mode)
         return self
 
     def eval(self) -> Self:

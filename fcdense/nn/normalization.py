@@ -120,7 +120,7 @@ class BatchNorm(_Normalization):
     Attributes
     ----------
     running_mean, running_var : Tensor, shape (I,)
-        Buffers, from 0 and 1 on. `freeze` leaves them running; `eval` stops them.
+        Buffers, from 0 and 1 on. `freeze` leaves them running; `eval` stops them, until `Module.train`.
 
     Notes
     -----

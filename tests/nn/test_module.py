@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+import fcdense as fc
 from fcdense import nn, regularizers
 from fcdense.errors import ArgumentError, DTypeError, GraphError, ShapeError
 from fcdense.tensor import Tensor
@@ -130,6 +131,39 @@ def test_a_module_that_knows_its_parent_is_no_endless_loop():
         "layers.1.layers.1",
     ]
     assert "..." in repr(parent)
+    assert not any(module.training for module in parent.eval().modules())
+
+
+class FrozenBatchNorm(nn.BatchNorm):
+    """In evaluation mode for ever, as many write it."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.drop.train()
+        return self
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+def test_a_layer_may_decide_on_its_mode():
+    model = nn.Sequential(nn.Dense(3, in_features=2), FrozenBatchNorm(in_features=3), Block(), nn.Dropout(0.1))
+    assert [module.training for module in model.train().modules()] == [True, True, False, True, True, True]
+    assert [module.training for module in model.eval().modules()] == [False, False, False, False, True, False]
+    before = model.state_dict()
+    fc.Trainer(model, "mean_squared_error").fit(np.ones((8, 2), "f"), np.ones((8, 3), "f"), epochs=2, verbose=False)
+    after = model.state_dict()
+    np.testing.assert_array_equal(after["layers.1.running_mean"], before["layers.1.running_mean"])
+    assert not np.array_equal(after["layers.0.kernel"], before["layers.0.kernel"])
 
 
 def test_forgotten_super_init_is_named():
