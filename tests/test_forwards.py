@@ -233,6 +233,18 @@ def test_several_threads(is_training, more):
     assert all(module.training is is_training for module in model.modules())
 
 
+def test_the_first_call_may_come_from_several_threads():
+    wrong = []
+
+    def work(number: int) -> None:
+        wrong.extend(model for model in models if predict(model, X).shape != (40, 3))
+
+    for _ in range(10):
+        models = [fc.nn.Sequential(fc.nn.Dense(9), fc.nn.BatchNorm(), fc.nn.Dense(3)) for _ in range(5)]
+        in_threads(8, work)
+    assert wrong == []
+
+
 def test_threads_with_models_that_share_layers():
     shared = network().train()
     models = [fc.nn.Sequential(shared, fc.nn.Dense(2)) for _ in range(3)]

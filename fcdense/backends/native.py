@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -39,9 +40,10 @@ _importing = threading.Lock()
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    with _importing:
+    # In a thread of its own, which Ctrl-C does not reach: half an import of Numba would stay as it is.
+    with _importing, ThreadPoolExecutor(1) as thread:
         try:
-            return import_module("fcdense.backends.table")
+            return thread.submit(import_module, "fcdense.backends.table").result()
         except ImportError as error:  # an installation of Numba that does not fit that of NumPy
             logger.warning("the CPU computes with NumPy alone, since Numba cannot be imported: %s", error)
             return None

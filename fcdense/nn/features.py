@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from abc import abstractmethod
 from contextvars import ContextVar
@@ -20,6 +21,9 @@ from fcdense.scope import Scope
 from fcdense.tensor import Tensor, tensor
 
 _deferred: ContextVar[bool] = ContextVar("fcdense_deferred", default=False)
+
+_building = threading.RLock()
+"""Held while a layer is built: several threads may be the first to call it."""
 
 
 def unbuilt() -> Scope[bool]:
@@ -94,14 +98,15 @@ class FeatureLayer(Layer):
                 f"{self.label()} has no parameters yet, and a step that is recorded cannot make them. Make the model "
                 "outside of the step, and call it once before."
             )
-        for name, shape in self.shapes(in_features).items():
-            member = self.__dict__[name]
-            if not _is_built(member):
-                values = self.initial(name, tuple(size or 0 for size in shape))
-                if isinstance(member, Parameter):
-                    member.build(values)
-                else:
-                    setattr(self, name, tensor(values, device=device_of(self)))
+        with _building:
+            for name, shape in self.shapes(in_features).items():
+                member = self.__dict__[name]
+                if not _is_built(member):
+                    values = self.initial(name, tuple(size or 0 for size in shape))
+                    if isinstance(member, Parameter):
+                        member.build(values)
+                    else:
+                        setattr(self, name, tensor(values, device=device_of(self)))
 
     def build_if_declared(self) -> None:
         """End of a subclass's `__init__`: build now where the size is given."""
