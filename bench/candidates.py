@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import pkgutil
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,7 +59,7 @@ class Candidate:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(self.name, theirs), daemon=True)
+        self._process = context.Process(target=serve_alone, args=(self.name, theirs), daemon=True)
         self._process.start()
         self._has_failed = False
         theirs.close()
@@ -114,8 +116,14 @@ class Candidate:
         """End the process."""
         self.dismiss()
         self._process.join(SECONDS_TO_LEAVE)
-        self._process.kill()
+        self._kill()
         self._process.join()
+
+    def _kill(self) -> None:
+        """End the process and what it has started: compilers would go on and disturb the others."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
+        self._process.kill()
 
     def _ask(self, request: str, argument: object) -> Any:
         with suppress(OSError):  # a process that is gone does not answer either
@@ -128,7 +136,7 @@ class Candidate:
             if self._connection.poll(None if math.isinf(self.patience) else max(self.patience, 0.0)):
                 answer = self._connection.recv()
             else:
-                self._process.kill()
+                self._kill()
                 answer = CandidateError(OVER)
         except (EOFError, OSError):
             self._has_failed = True
@@ -187,6 +195,12 @@ class Server:
     def peak(self, calls: int) -> int:
         """Bytes at most during some calls."""
         return memory.peak(lambda: self.run.time(calls))
+
+
+def serve_alone(name: str, connection: Connection) -> None:
+    """`serve` as the first of a group of processes."""
+    os.setpgid(0, 0)
+    serve(name, connection)
 
 
 def serve(name: str, connection: Connection) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +94,34 @@ def test_a_peer_that_dies() -> None:
     with pytest.raises(CandidateError, match="ended without an answer"):
         candidate.wait()
     candidate.close()
+
+
+def compile_for_ever(name: str, connection: Connection) -> None:
+    """A candidate that starts another process, and does not answer."""
+    os.setpgid(0, 0)
+    compiler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    connection.send({"compiler": str(compiler.pid)})
+    time.sleep(600)
+
+
+def test_what_a_candidate_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Candidate("numpy")) as candidate:
+        candidate.wait()
+        assert os.getpgid(candidate._process.pid or 0) == candidate._process.pid
+    monkeypatch.setattr("fcdense.bench.candidates.serve_alone", compile_for_ever)
+    with closing(Candidate("numpy")) as candidate:
+        candidate.wait()
+        compiler = int(candidate.versions["compiler"])
+        os.kill(compiler, 0)
+        candidate.patience = 0.1
+        with pytest.raises(CandidateError, match="its time is over"):
+            candidate.note()
+    for _ in range(100):
+        status = Path(f"/proc/{compiler}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the compiler goes on")
 
 
 def test_one_that_does_not_answer_is_ended_and_begins_anew() -> None:
