@@ -24,7 +24,7 @@ Arrays = dict[str, NDArray[Any]]
 
 SEED = 20250101
 
-FLOPS_OF_REFERENCE = 2e11
+FLOPS_OF_REFERENCE = 2e9
 """Cases of up to so many are computed by the reference backend; larger ones by plain NumPy in float64, in a tenth of
 the time."""
 

@@ -76,6 +76,7 @@ def train(
 ) -> Run:
     """The step, over and over. Nobody waits for one step before the next is begun, as in a loop that prints nothing."""
     value: Any = None
+    logits = jax.jit(logits)
 
     def call() -> None:
         nonlocal value, parameters, state

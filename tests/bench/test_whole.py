@@ -33,7 +33,7 @@ class Local:
     """A candidate in this process. A call of it takes as long as its name; only the first ones are made."""
 
     def __init__(self, name: str, prepare: Callable[[Case, Arrays], Run | None]) -> None:
-        self.name, self.patience = name, whole.PATIENCE
+        self.name, self.patience = name, 0.5 * 450.0
         self.versions: dict[str, str] = {}
         self.patiences: list[float] = []
         self.prepared: list[Case] = []
@@ -98,7 +98,7 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
     monkeypatch.setattr(whole, "PARTS", parts)
     monkeypatch.setenv("COLUMNS", "200")
     yield found
-    assert all(one == (["cuda"], ["all"], whole.PATIENCE) for one in asked)
+    assert all(one == (["cuda"], ["all"], 225.0) for one in asked)
 
 
 QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3"]
@@ -172,7 +172,7 @@ def test_when_the_time_is_over_nothing_is_begun(
         "train 16-8-8, batch 12 (relu, bfloat16, sgd)",
     ]
     assert data["missing"] == {"cuda_jax": "there is no JAX."} | dict.fromkeys(over, cli.OVER)
-    assert candidates[0].patiences == [150.0] * 6 + [90.0, 30.0]
+    assert candidates[0].patiences == [225.0] * 4 + [210.0, 150.0, 90.0, 30.0]
     monkeypatch.setattr(cli, "find", lambda *_: (candidates, {}))
     again_measured: list[str] = []
 
@@ -209,9 +209,9 @@ def test_what_is_measured() -> None:
     count = {question: sum(case.question == question for case in found) for question in questions_of(found)}
     assert count == {"launch": LAUNCHES, "bandwidth": PASSES, "products": 2 * PRODUCTS * 6, "train": 4 + 2}
     labels = [case.label for case in found if case.question == "train"]
-    assert labels == ["784-512-512-10, batch 256"] * 2 + [
-        f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)
-    ]
+    small = "784-512-512-10, batch 256"
+    wide = [f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)]
+    assert labels == [small, *wide, small]
     assert {case.setting for case in found if case.question == "train"} == {
         "gelu, bfloat16, adamw",
         "relu, bfloat16, adam",

@@ -26,7 +26,8 @@ python3 -c 'import xdist' 2>/dev/null && workers=(-n 8) # most of the time goes 
 part contract 80 "${tests[@]}" "${workers[@]}" tests/backends/test_contract.py
 commit=()
 [[ -n ${2:-} ]] && commit=(--commit "$2")
-part bench 190 python3 -m bench --device cuda --time-limit 150 "${commit[@]}" --json "$folder/bench.json" # --append goes on
+rest=$((390 - SECONDS)) # of eight minutes, without the sanitizers
+part bench "$rest" python3 -m bench --device cuda --time-limit $((rest - 40)) "${commit[@]}" --json "$folder/bench.json"
 if command -v compute-sanitizer >/dev/null; then
     # It starts Python by itself, which has to end with it: another timeout, as this one reaches both.
     sanitizer=(timeout -s INT -k 5 35 compute-sanitizer --launch-timeout 0 --error-exitcode 9)
