@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.arena import Array, Workspace
-from fcdense.backends import known_devices
+from fcdense.backends import Device, known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
 from fcdense.backends.noted import Noted, Operand, Temporary, address, alike, first_difference
@@ -312,18 +312,24 @@ def recording() -> Iterator[Recording]:
         raise CaptureError("A captured step was called inside of a step that is being captured. Capture only one.")
     with _busy:
         made = Recording()
-        devices = known_devices()
-        inner = [device.backend for device in devices]
+        places = [(device, device.backend.unrecorded) for device in known_devices()]
         try:
             _current = made
-            for device, backend in zip(devices, inner, strict=True):
+            for device, backend in places:
                 device.put(_concrete(backend, made))
             yield made
         finally:
             made.is_open = False
             _current = None
-            for device, backend in zip(devices, inner, strict=True):
-                device.put(backend)
+            try:
+                _put_back(places)
+            finally:
+                _put_back(places)  # once more: Ctrl-C may have come between two of them
+
+
+def _put_back(places: Sequence[tuple[Device, Backend]]) -> None:
+    for device, backend in places:
+        device.put(backend)
 
 
 def is_recording() -> bool:

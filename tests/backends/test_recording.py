@@ -182,3 +182,23 @@ def test_a_recording_that_cannot_begin_leaves_nothing_behind(monkeypatch):
     with pytest.raises(OSError, match="driver"), recording.recording():
         pass
     assert not recording.is_recording()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_ctrl_c_at_its_begin_or_end_leaves_no_device_behind(place, monkeypatch):
+    devices = [Device(name, backend=CpuBackend()) for name in ("one", "two", "three")]
+    backends = [device.backend for device in devices]
+    put, calls = Device.put, []
+
+    def interrupted(device, backend):
+        calls.append(device)
+        if len(calls) == place + 1:
+            raise KeyboardInterrupt
+        put(device, backend)
+
+    monkeypatch.setattr(recording, "known_devices", lambda: devices)
+    monkeypatch.setattr(Device, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt), recording.recording():
+        pass
+    assert [device.backend for device in devices] == backends
+    assert not recording.is_recording()
