@@ -88,8 +88,8 @@ class Product(Layer):
         if not isinstance(backend, CudaBackend):
             primitive, arguments = getattr(backend, self.primitive), self.arguments(sets[0])
             return Run(lambda: primitive(**arguments), outputs)
-        last = sets[0][next(iter(self.room))]  # as if all wrote it, so that they run one after another
-        replay = chosen([Call(self.primitive, self.arguments(on), (), (last,)) for on in sets])
+        common = sets[0][next(iter(self.room))]  # as if all wrote it, so that they run one after another
+        replay = chosen([Call(self.primitive, self.arguments(on), (), (common,)) for on in sets])
         if replay is None:
             return None
         note = served_by(replay)
