@@ -58,9 +58,9 @@ class Trainer:
     capture : bool
         Record the training step after the first batch and replay it for all batches of that shape: the same bits,
         without the step's Python (`fcdense.capture`; a number that a loss of your own takes from elsewhere stays as it
-        was), and between the steps either where nothing has to be
-        done there: arrays, no `BatchNorm`, no callback that has `on_step_end`, no metrics of your own. Where steps
-        cannot be captured (`not_captured` says why), and for other batches, each is computed as if False.
+        was). Where nothing has to be done between steps (arrays, no `BatchNorm`, no callback that has `on_step_end`,
+        no metrics of your own), many are replayed in one go. Where steps cannot be captured (`not_captured` says why),
+        and for other batches, each is computed as if False.
 
     Attributes
     ----------
