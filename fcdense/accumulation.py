@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fcdense import nn, optim, tape
+from fcdense import nn, optim, tape, targets
 from fcdense.arena import Array
 from fcdense.data import Batch
 from fcdense.errors import DataError
@@ -125,8 +125,9 @@ class Average:
 
     def add(self, loss: float, weight: float, prediction: Tensor, batch: Batch) -> None:
         """Count a batch."""
+        target = targets.beside(prediction, batch.y)
         for metric in self._metrics:
-            metric.update(prediction, batch.y, batch.sample_weight)
+            metric.update(prediction, target, batch.sample_weight)
         self._sum += loss * weight
         self._weight += weight
         self._rows += len(batch.x)

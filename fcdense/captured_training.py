@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from fcdense.arena import Array
 from fcdense.backends import Device
 from fcdense.capture import Captured
 from fcdense.captured_rounds import Rounds
+from fcdense.conversion import is_on_gpu
 from fcdense.data import Batch, Batches, DataLoader
 from fcdense.data.loader import Pass
 from fcdense.errors import CaptureError, OutOfMemory
 from fcdense.log import logger
-from fcdense.tensor import Tensor
+from fcdense.nn.input import device_of
+from fcdense.tensor import Tensor, placed, tensor
 
 READS_AT_ONCE = (*metrics.TABLE.values(), metrics.TopK)
 """Metrics that keep nothing of the arrays that they are given."""
@@ -95,7 +97,7 @@ class CapturedTraining:
         source = self._batches.source
         if isinstance(source, Batches) and not self.keeps_arrays and _are_small_integers(arrays[1]):
             arrays[1] = arrays[1].astype(np.int64)  # as class numbers are in the end: once instead of at each step
-        x, y = (Tensor(on.backend.from_host(array), on) for array in arrays)
+        x, y = (placed(array, on) for array in arrays)
         trainer = self._trainer
         served = trainer.model, trainer.loss, trainer.optimizer
         captured = Captured(partial(training_step, *served, trainer.loss_scale, self._updates))
@@ -130,9 +132,15 @@ class CapturedTraining:
             raise CaptureError(UNKNOWN_TARGETS)
         source, rest = self._batches.source, prediction.shape[1:]
         if isinstance(source, Batches) and source.arrays.y is not None:
-            check(source.arrays.y, (source.n, *rest))
+            check(self._targets, (source.n, *rest))
             return None
-        return lambda batch: check(batch.y, (len(batch.x), *rest))
+        return lambda batch: check(targets.beside(prediction, batch.y), (len(batch.x), *rest))
+
+    @cached_property
+    def _targets(self) -> Array:
+        """Those of all rows of arrays, on the host."""
+        y = self._batches.source.arrays.y
+        return placed(y, device_of(self._trainer.model)).numpy() if is_on_gpu(y) else y
 
     def takes(self, batch: Batch) -> bool:
         """Whether the recorded step is one for `batch`."""
@@ -165,6 +173,12 @@ class CapturedTraining:
             result: tuple[Tensor, Tensor] = captured.replay() if batch is self._fixed else captured(batch.x, batch.y)
         return result
 
+    def for_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """Both as they are, or copies for metrics that may keep them: the next step writes into the same arrays."""
+        if not self.keeps_arrays:
+            return prediction, batch
+        return prediction.copy(), batch._replace(y=None if batch.y is None else batch.y.copy())
+
     def run_group(self, batches: Pass, average: Average) -> int:
         """Learn some of the next full batches of arrays in one call; how many, 0 where the next is one for `run`.
 
@@ -186,7 +200,7 @@ class CapturedTraining:
             batches.skip(made)
             *predictions, losses = (result[:made] for result in self._group.results)
             for prediction in predictions:  # where there are metrics
-                average.measure(prediction, self._batches.source.arrays.y[rows[:made]])
+                average.measure(prediction, self._targets[rows[:made]])
             average.add_losses(losses.tolist(), rows.shape[1])
         return made
 
@@ -204,12 +218,17 @@ class CapturedTraining:
 
 def resident(source: Batches, inputs: Sequence[Array], on: Device) -> list[Array] | None:
     """The rows of x and y where a step's inputs are: on a GPU a copy of all of them; None where it has no room."""
-    y = np.ascontiguousarray(source.arrays.y, inputs[1].dtype)
     try:
-        return [on.backend.from_host(array) for array in (source.arrays.x, y)]
+        return [_rows(source.arrays.x, None, on), _rows(source.arrays.y, inputs[1].dtype, on)]
     except OutOfMemory as error:
         logger.info("batches are sent to %s one by one: %s", on, error)
         return None
+
+
+def _rows(given: Any, dtype: Any, on: Device) -> Array:
+    if is_on_gpu(given):
+        return tensor(given, dtype, on).array
+    return on.backend.from_host(given if dtype is None else np.ascontiguousarray(given, dtype))
 
 
 def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] | None:

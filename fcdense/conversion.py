@@ -24,7 +24,7 @@ def warn_once(key: object, message: str) -> None:
 
 def is_on_gpu(data: Any) -> bool:
     """Whether this is an array in the memory of a GPU, as CuPy's say of themselves."""
-    return hasattr(data, "__cuda_array_interface__") and not isinstance(data, np.ndarray)
+    return not isinstance(data, np.ndarray) and hasattr(data, "__cuda_array_interface__")
 
 
 def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from fcdense import nn
+from fcdense.conversion import is_on_gpu
 from fcdense.data import Batch
 from fcdense.errors import GraphError
-from fcdense.tensor import Tensor
+from fcdense.nn.input import device_of
+from fcdense.tensor import Tensor, placed
 
 
 @np.errstate(all="ignore")
@@ -23,6 +25,8 @@ def first_non_finite(model: nn.Module, batch: Batch) -> str:
         Sentences for an error message, with what to do. The model is called, but not changed.
     """
     for name, array in (("x", batch.x), ("y", batch.y)):
+        if is_on_gpu(array):
+            array = placed(array, device_of(model)).numpy()
         if array is not None and (found := _first(array)) is not None:
             row, *rest = found
             place = f"row {row}" + (f" (index {tuple(rest)} of the row)" if rest else "")

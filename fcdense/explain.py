@@ -15,13 +15,12 @@ from fcdense.arena import Array
 from fcdense.backends.replay import Call
 from fcdense.capture import Captured
 from fcdense.captured_training import UNKNOWN_TARGETS, target_check, training_step
-from fcdense.conversion import host_array
 from fcdense.errors import ArgumentError, GraphError
 from fcdense.inference import evaluating, require_module
 from fcdense.nn.input import device_of
 from fcdense.precision import FLOAT_KINDS, current_precision
 from fcdense.random import drawing_aside
-from fcdense.tensor import Tensor
+from fcdense.tensor import Tensor, placed
 
 HEADINGS = ("", "primitive", "reads", "writes", "served by")
 
@@ -124,13 +123,13 @@ def explain(model: nn.Module, x: Any, y: Any = None, *, loss: Any = None, optimi
     with drawing_aside():
         with evaluating(model), tape.no_grad(), np.errstate(all="ignore"):
             on = device_of(model)
-            rows = Tensor(on.backend.from_host(host_array(x, "x")), on)
+            rows = placed(x, on, "x")
             model(rows)  # which builds it
             forward, note = _recorded(Captured(model), "predict", "forward pass", rows)
         passes, notes = {"forward": forward}, [note]
         if loss is not None:
             model.train()
-            target = Tensor(on.backend.from_host(host_array(y, "y")), on)
+            target = placed(y, on, "y")
             passes["training step"], note = _training(model, losses.get(loss), optimizer, rows, target)
             notes.append(note)
     return Explanation(str(on), current_precision(), passes, tuple(notes))

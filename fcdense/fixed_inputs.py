@@ -10,10 +10,10 @@ import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends import current_device
-from fcdense.conversion import host_array
+from fcdense.conversion import host_array, is_on_gpu
 from fcdense.errors import CaptureError
 from fcdense.parameter import Parameter
-from fcdense.tensor import Tensor
+from fcdense.tensor import Tensor, placed
 
 SECOND = "Capture the step a second time for them, or let every batch be full (drop_last=True)."
 
@@ -26,6 +26,8 @@ class Port:
 
     def __init__(self, name: str, first: Any) -> None:
         self.name = name
+        if is_on_gpu(first):
+            first = placed(first, current_device())
         if isinstance(first, Tensor):
             self._refuse_graph(first)
             on, shape, dtype = first.device, first.shape, first.dtype
@@ -58,6 +60,8 @@ class Port:
             return given
         if given is self.tensor:
             return None
+        if is_on_gpu(given):
+            given = placed(given, self.tensor.device)
         if isinstance(given, Tensor):
             if given.device is not self.tensor.device and given.device != self.tensor.device:
                 raise CaptureError(

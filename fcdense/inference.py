@@ -13,7 +13,7 @@ import numpy as np
 from fcdense import changes, nn, tape
 from fcdense.backends import recording
 from fcdense.capture import Captured
-from fcdense.conversion import host_array
+from fcdense.conversion import host_array, is_on_gpu
 from fcdense.data import Batches, DataLoader
 from fcdense.data.checks import as_count
 from fcdense.errors import ArgumentError, CaptureError, ShapeError
@@ -21,7 +21,7 @@ from fcdense.log import logger
 from fcdense.nn.input import device_of
 from fcdense.precision import widened
 from fcdense.recorded_step import Variant
-from fcdense.tensor import Tensor
+from fcdense.tensor import Tensor, placed
 
 Array = np.ndarray[Any, Any]
 
@@ -37,7 +37,7 @@ _switching = threading.RLock()
 
 
 @np.errstate(all="ignore")
-def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
+def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """The outputs of `model`, row by row, computed in evaluation mode.
 
     From the second array of one shape and dtype on, the forward pass is a replay (`fcdense.capture`), with the same
@@ -56,7 +56,7 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
 
     Returns
     -------
-    NumPy array (N, ..., O)
+    NumPy array (N, ..., O); a CuPy array where `x` is one
         Inside of `fcdense.use_precision` float32, however the layers multiply.
 
     Raises
@@ -65,13 +65,15 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
         `model` is no module (of a `Trainer` it is ``trainer.model``) or returns no tensor; the batches are shuffled.
     ShapeError
         `x` is no array (N, ..., I), or the outputs are not one for each row.
+    DeviceError
+        `x` lies on a GPU, and the model elsewhere.
     """
     require_module(model, "predict")
     size = as_count("batch_size", batch_size)
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
         with evaluating(model), tape.no_grad():
-            return np.concatenate([_output(model(rows), rows) for rows in _batches(x)])
-    rows = host_array(x, "x")
+            return np.concatenate([_on_host(_output(model(rows), rows)) for rows in _batches(x)])
+    rows = placed(x, device_of(model)) if is_on_gpu(x) else host_array(x, "x")
     if rows.ndim < 2:
         raise ShapeError(f"x has shape {rows.shape}; expected rows of features (N, ..., I). A single row is x[None].")
     forwards = vars(model).get("_forwards")
@@ -85,21 +87,41 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Array:
         return result
 
 
-def _predicted(forwards: Forwards, rows: Array, size: int) -> Array:
+def _predicted(forwards: Forwards, rows: Any, size: int) -> Any:
     parts = [rows[start : start + size] for start in range(0, max(len(rows), 1), size)]
+    joined = _joined_there if isinstance(rows, Tensor) else _joined
     if not forwards.lock.acquire(blocking=False):  # another thread is in the buffers
-        return np.concatenate([forwards.called(part) for part in parts])
+        return joined(map(forwards.called, parts), len(rows))
     try:
-        first = forwards(parts[0])
-        if len(parts) == 1:
-            return np.array(first)
-        result = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        result[:size] = first
-        for number, part in enumerate(parts[1:], 1):
-            result[number * size : number * size + len(part)] = forwards(part)
-        return result
+        return joined(map(forwards, parts), len(rows))
     finally:
         forwards.lock.release()
+
+
+def _joined(outputs: Iterator[Tensor], n: int) -> Array:
+    """Outputs of `n` rows in all on the host, one after another; the next may overwrite the one before."""
+    first = _on_host(next(outputs))
+    if len(first) == n:
+        return np.array(first)
+    result = np.empty((n, *first.shape[1:]), first.dtype)
+    at = len(first)
+    result[:at] = first
+    for output in outputs:
+        result[at : at + len(output)] = _on_host(output)
+        at += len(output)
+    return result
+
+
+def _joined_there(outputs: Iterator[Tensor], n: int) -> Any:
+    """As `_joined`, in an array on their device that the caller may have."""
+    result, at = None, 0
+    for output in map(widened, outputs):
+        backend = output.device.backend
+        if result is None:
+            result = backend.empty((n, *output.shape[1:]), output.dtype)
+        backend.copy(output.array, out=result[at : at + len(output)])
+        at += len(output)
+    return backend.hand_over(result)
 
 
 class Forwards:
@@ -131,7 +153,7 @@ class Forwards:
             self._contents = [(value, value.copy()) for value in values if type(value) in (list, dict)]
             self._settings = changes.settings.number
 
-    def called(self, rows: Array) -> Array:
+    def called(self, rows: Any) -> Tensor:
         """The output for `rows` of a call of the model."""
         with _held(self.modules, is_told=False):
             return _output(self._model(rows), rows)
@@ -139,8 +161,8 @@ class Forwards:
     def __reduce__(self) -> tuple[Any, ...]:
         return NoForwards, ()
 
-    def __call__(self, rows: Array) -> Array:
-        """The output for `rows`; the next call may overwrite it."""
+    def __call__(self, rows: Any) -> Tensor:
+        """The output for `rows`, an array of the host or a tensor; the next call may overwrite it."""
         if self.reason or not rows.size or recording.is_recording():
             return self.called(rows)
         key = rows.shape, rows.dtype
@@ -161,11 +183,10 @@ class Forwards:
             del self._kept[key]
             return self.called(rows)
 
-    def _recorded(self, key: Any, rows: Array) -> CapturedForward | None:
-        on = device_of(self._model)
+    def _recorded(self, key: Any, rows: Any) -> CapturedForward | None:
         captured = CapturedForward(self._model, self.modules)
         try:
-            captured.record(Tensor(on.backend.from_host(rows), on))
+            captured.record(rows if isinstance(rows, Tensor) else placed(rows, device_of(self._model)))
         except Exception as error:  # what is wrong without a recording too, the call itself will tell
             self.reason = str(error)
             logger.info("forward passes of %s are not captured: %s", type(self._model).__name__, error)
@@ -222,12 +243,16 @@ def require_module(given: Any, who: str) -> None:
     raise ArgumentError(f"{who} got {shown} as the model; expected an nn.Module. {cure}")
 
 
-def _output(result: Any, rows: Any) -> Array:
+def _output(result: Any, rows: Any) -> Tensor:
     if not isinstance(result, Tensor):
         raise ArgumentError(f"The model returned {type(result).__name__}; predict needs one tensor.")
     if not result.ndim or len(result) != len(rows):
         raise ShapeError(f"The model returned shape {result.shape} for {len(rows)} rows; predict needs one for each.")
-    return np.asarray(widened(result.numpy()))
+    return result
+
+
+def _on_host(output: Tensor) -> Array:
+    return np.asarray(widened(output.numpy()))
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class ElementwiseLoss:
         scalars = self._scalars(options)
         prediction = targets.wide(prediction)
         targets.check(self.__name__, prediction, target, self.of_logits)
+        target = targets.beside(prediction, target)
         if sample_weight is None and targets.is_unread(target) and not tape.needs_grad((target,)):
             array = targets.unread_matching(target, prediction, self.of_logits).array
             return ops.elementwise_loss(self.program, prediction, array, None, 1.0 / prediction.size, scalars)
@@ -216,6 +217,7 @@ def cross_entropy(
     Source of the smoothing: C. Szegedy et al. (2016), Rethinking the Inception architecture, CVPR, section 7.
     """
     targets.check("cross_entropy", prediction, target, of_logits=True)
+    target = targets.beside(prediction, target)
     if prediction.shape[-1:] < (2,):
         raise ShapeError(
             f"cross_entropy: logits of shape {prediction.shape}; expected (..., K) with K >= 2 classes. "

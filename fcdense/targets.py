@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcdense import changes
-from fcdense.conversion import FLOATS, host_array, in_c_order
+from fcdense.conversion import FLOATS, host_array, in_c_order, is_on_gpu
 from fcdense.dense import DenseNode
 from fcdense.errors import ArgumentError, CaptureError, DataError, DeviceError, DTypeError, ShapeError
 from fcdense.precision import widened
-from fcdense.tensor import Tensor
+from fcdense.tensor import Tensor, placed
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -62,6 +62,11 @@ def _activation_of(prediction: Tensor) -> str:
     if isinstance(node, DenseNode):
         return node.activation.name
     return "" if node is None else node.name
+
+
+def beside(prediction: Tensor, target: Any) -> Any:
+    """A target that is a CuPy array as a tensor on the prediction's device; any other one as it is."""
+    return placed(target, prediction.device) if is_on_gpu(target) else target
 
 
 def numbers(values: Any, what: str) -> Array:

@@ -282,6 +282,13 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
     return Tensor(on.backend.from_host(array), on, requires_grad=requires_grad)
 
 
+def placed(data: Any, on: Device, what: str = "data") -> Tensor:
+    """An array as a tensor on the device `on`, in the same memory where it lies there already."""
+    if is_on_gpu(data):
+        return Tensor(on.backend.adopt(data), on)
+    return Tensor(on.backend.from_host(host_array(data, what)), on)
+
+
 def as_tensor(value: Any, like: Tensor) -> Tensor:
     """`value` as an operand beside `like`: a tensor as it is, an array on its device.
 

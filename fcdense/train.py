@@ -139,7 +139,8 @@ class Trainer:
         Parameters
         ----------
         x, y : array (N, ..., I), array (N, ...)
-            Rows and targets; or `x` alone: `Batches`, or anything that `DataLoader` takes.
+            Rows and targets, or `x` alone: `Batches`, or anything that `DataLoader` takes. For a model on a GPU CuPy's
+            arrays may stay there; class numbers are copied to the host once, to be looked at.
         batch_size : int, optional
             Rows in a batch of arrays; 32 unless given.
         validation_split : float, optional
@@ -233,8 +234,8 @@ class Trainer:
         with self._multiplying():
             return self._measure(feed(x, y, sample_weight, batch_size=batch_size))
 
-    def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
-        """The outputs for `x`, row by row: `fcdense.inference.predict` of this trainer's model."""
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Any:
+        """The outputs for `x`, row by row, on the host or for a CuPy array on the GPU: `fcdense.predict`."""
         with self._multiplying():
             return predict(self.model, x, batch_size=batch_size)
 
@@ -326,10 +327,7 @@ class Trainer:
             optimizer.skipped_steps, optimizer.gradient_norm = skipped, norm
             self._discard(step, batch, f"the loss is {value}", hooks)
             return True
-        kept = batch
-        if capturing.keeps_arrays:
-            prediction, kept = prediction.copy(), batch._replace(y=np.array(batch.y))
-        average.add(value, weight, prediction, kept)
+        average.add(value, weight, *capturing.for_metrics(prediction, batch))
         if self.accumulate > 1:
             step.count(weight)
             if step.batches == self.accumulate:
@@ -379,13 +377,13 @@ class Trainer:
         if batch.y is None:
             raise DataError("There are no targets: training and evaluation take batches of (x, y).")
         prediction = self.model(batch.x)
-        weights = batch.sample_weight
+        y, weights = targets.beside(prediction, batch.y), batch.sample_weight
         if self.class_weight is not None:
-            weights = targets.weights_by_class(self.class_weight, batch.y, prediction.shape, weights)
+            weights = targets.weights_by_class(self.class_weight, y, prediction.shape, weights)
         total = float(len(batch.x)) if weights is None else float(weights.sum())
         if not total:
             return prediction, None, 0.0
-        return prediction, self.loss(prediction, batch.y, weights), total
+        return prediction, self.loss(prediction, y, weights), total
 
 
 def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fcdense.conversion import is_on_gpu
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 
 
 class Batch(NamedTuple):
-    """Rows that belong together: `x` (B, ..., I), `y` (B, ...) or None, `sample_weight` (B,) or None."""
+    """Rows that belong together: `x` (B, ..., I), `y` (B, ...) or None, `sample_weight` (B,) or None.
+
+    CuPy's arrays stay on their GPU, weights lie on the host.
+    """
 
     x: NDArray[Any]
     y: NDArray[Any] | None = None
@@ -20,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Mini-batches of arrays held in memory or memory-mapped on disk.
+    """Mini-batches of arrays held in memory, memory-mapped on disk, or CuPy's on a GPU.
 
     Every pass is one epoch. Its order depends on `seed` and the number of the epoch only, so that epoch k can be
     repeated, or training resumed there, without walking through the epochs before it::
@@ -182,6 +186,6 @@ def _gather_into(source: NDArray[Any], rows: NDArray[np.intp], out: NDArray[Any]
 
 def _gather(source: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
     # take() needs 0.6 µs for 128 x 8 floats where indexing needs 2.2 µs, but copies the whole of any other source.
-    if source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative:
+    if is_on_gpu(source) or (source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative):
         return source.take(rows, axis=0)
     return np.ascontiguousarray(source[rows], dtype=source.dtype.newbyteorder("="))

@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fcdense.conversion import host_array, is_on_gpu
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError
 
 
 def as_rows(name: str, value: ArrayLike, *, min_axes: int = 1) -> NDArray[Any]:
     """`value` as a real-valued array with at least one row along axis 0; nothing is copied or cast.
 
-    A memory-mapped array stays on disk. NaN and inf are not looked for, which would read every value.
+    A memory-mapped array stays on disk, a CuPy array on its GPU. NaN and inf are not looked for, which would read every
+    value.
 
     Raises
     ------
     ShapeError
         Ragged rows, fewer than `min_axes` axes, or an axis of size 0 after the first.
     DTypeError
-        Anything but floats, integers and bools.
+        Anything but floats, integers and bools, or an array on a GPU that is not CuPy's.
     DataError
         No rows, a sparse matrix, or masked entries.
     """
@@ -32,7 +34,7 @@ def as_rows(name: str, value: ArrayLike, *, min_axes: int = 1) -> NDArray[Any]:
             f"{name} has masked entries, which would be read as numbers: fill them with {name}.filled(...)."
         )
     try:
-        array = np.asarray(value)
+        array = _on_gpu(name, value) if is_on_gpu(value) else np.asarray(value)
     except ValueError as error:
         raise ShapeError(_ragged(name, value)) from error
     if array.dtype.kind not in "fiub":
@@ -59,7 +61,7 @@ def same_rows(name: str, array: NDArray[Any], other_name: str, other: NDArray[An
 
 def as_weights(name: str, value: ArrayLike, x_name: str, x: NDArray[Any]) -> NDArray[Any]:
     """`value` as one finite weight >= 0 per row of `x`; integers and bools become float32."""
-    weights = as_rows(name, value)
+    weights = as_rows(name, host_array(value, name) if is_on_gpu(value) else value)
     if weights.ndim != 1:
         raise ShapeError(f"{name} has shape {weights.shape}, expected one weight per row: ({len(x)},).")
     same_rows(x_name, x, name, weights)
@@ -83,6 +85,12 @@ def as_count(name: str, value: object, minimum: int = 1) -> int:
     if count < minimum:
         raise ArgumentError(f"{name} is {count}, expected an integer >= {minimum}.")
     return count
+
+
+def _on_gpu(name: str, value: Any) -> Any:
+    if isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "take"):
+        return value
+    raise DTypeError(f"{name} is a {type(value).__name__} on a GPU; pass cupy.asarray({name}), which copies nothing.")
 
 
 def _ragged(name: str, value: Any) -> str:

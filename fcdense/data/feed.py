@@ -74,6 +74,6 @@ def validation_feed(given: Any, x: Any, y: Any, epochs: int = 1) -> DataLoader:
         )
     batches = feed(*given)
     rows = batches.source.arrays.x.shape[1:]
-    if y is not None and rows != (expected := np.asarray(x).shape[1:]):
+    if y is not None and rows != (expected := np.shape(x)[1:]):
         raise ShapeError(f"validation_data holds rows of shape {rows}, x of {expected}; expected the same.")
     return batches

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fcdense.conversion import host_array, is_on_gpu
 from fcdense.data.batches import Batch
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError, ShapeError
@@ -91,7 +92,7 @@ def train_test_split(
     same_rows("x", x_rows, "y", y_rows)
     cure = "Lower test_size or pass stratify=False."
     train, test = draw(len(x_rows), test_size, y_rows if stratify else None, seed, cure)
-    return x_rows[train], x_rows[test], y_rows[train], y_rows[test]
+    return _part(x_rows, train), _part(x_rows, test), _part(y_rows, train), _part(y_rows, test)
 
 
 def validation_split(
@@ -110,10 +111,16 @@ def validation_split(
         same_rows("x", x_rows, "y", y_rows)
     weights = None if sample_weight is None else as_weights("sample_weight", sample_weight, "x", x_rows)
     training, validation = (
-        Batch(x_rows[rows], None if y_rows is None else y_rows[rows], None if weights is None else weights[rows])
+        Batch(_part(x_rows, rows), _part(y_rows, rows), _part(weights, rows))
         for rows in split_rows(len(x_rows), fraction, seed=seed)
     )
     return training, validation
+
+
+def _part(array: Any, rows: Rows) -> Any:
+    if array is None:
+        return None
+    return array.take(rows, axis=0) if is_on_gpu(array) else array[rows]
 
 
 def _share(name: str, value: object) -> float:
@@ -123,7 +130,7 @@ def _share(name: str, value: object) -> float:
 
 
 def _class_labels(labels: ArrayLike, n: int) -> NDArray[Any]:
-    values = as_rows("y", labels)
+    values = as_rows("y", host_array(labels, "y") if is_on_gpu(labels) else labels)
     if values.shape != (n,):
         raise ShapeError(f"y has shape {values.shape}; a stratified split needs one class per row: ({n},).")
     if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):

@@ -8,6 +8,7 @@ import importlib
 import math
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,21 @@ class ndarray(EmulatedArray):  # noqa: N801
         target, source = made.host.reshape(self.shape), self.host
         self.machine.stream().give(lambda: np.copyto(target, source))
         return made
+
+    def _computed(self, values: Callable[[], np.ndarray[Any, Any]], shape: Any, dtype: Any) -> Any:
+        made = self._plain(shape, np.dtype(dtype), self.machine.default_pool.malloc(math.prod(shape) * dtype.itemsize))
+        self.machine.stream().give(lambda: np.copyto(made.host, values()))
+        return made
+
+    def take(self, rows: np.ndarray[Any, Any], axis: int) -> Any:
+        order = np.array(rows)
+        return self._computed(lambda: self.host.take(order, axis), (*order.shape, *self.shape[1:]), self.dtype)
+
+    def astype(self, dtype: Any) -> Any:
+        return self._computed(lambda: self.host.astype(dtype), self.shape, np.dtype(dtype))
+
+    def copy(self) -> Any:
+        return self.astype(self.dtype)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.shape:

@@ -12,7 +12,7 @@ import pytest
 import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.errors import CaptureError, DeviceError
+from fcdense.errors import CaptureError, DataError, DeviceError, DTypeError, NonFiniteError
 from tests import emulation
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cuda import Machine
@@ -21,6 +21,8 @@ from tests.cuda.test_cupy_driver import driver_of
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
 NUMBER = itertools.count(1000)
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+ROWS = np.random.default_rng(1).normal(size=(22, 6)).astype(np.float32)
+CLASSES = np.random.default_rng(2).integers(0, 3, 22).astype(np.int32)
 
 
 @pytest.fixture
@@ -109,3 +111,131 @@ def test_results_are_handed_out_where_they_lie(machine: Machine, on: Device, mon
     assert options == {"stream": 7}
     assert array.data.ptr == y.array.data.ptr
     np.testing.assert_array_equal(on.backend.to_host(array), y.numpy())
+
+
+def read(machine: Machine, array: Any) -> np.ndarray:
+    """What a caller sees on the stream of the moment."""
+    return array.get(machine.stream(), np.empty(array.shape, array.dtype))
+
+
+def network() -> fc.nn.Sequential:
+    fc.manual_seed(3)
+    return fc.nn.Sequential(fc.nn.Dense(5, "tanh", in_features=6), fc.nn.Dense(3, in_features=5))
+
+
+def parameters(model: fc.nn.Module) -> list[np.ndarray]:
+    return [parameter.numpy() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("batch_size", [22, 5, 1024])
+def test_predictions_stay_on_the_gpu(
+    machine: Machine, on: Device, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    model = network()
+    wanted = fc.predict(model, ROWS, batch_size=batch_size)
+    x = callers(machine, ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(on.backend, "to_host", None)
+        found = [fc.predict(model, x, batch_size=batch_size) for _ in range(3)]  # called, recorded, replayed
+    for result in found:
+        assert isinstance(result, cupy.ndarray)
+        np.testing.assert_array_equal(read(machine, result), wanted)
+    write(x, 2 * ROWS)
+    np.testing.assert_array_equal(read(machine, fc.predict(model, x)), fc.predict(model, 2 * ROWS))
+    assert fc.predict(model, x[:0]).shape == (0, 3)
+    np.testing.assert_array_equal(fc.predict(model, iter([x, x])), np.concatenate([fc.predict(model, 2 * ROWS)] * 2))
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"validation_split": 0.25}])
+def test_training_on_a_callers_arrays(machine: Machine, on: Device, options: dict[str, Any], capture: bool) -> None:
+    """The bits of a training on the same numbers from the host."""
+
+    def trained(x: Any, y: Any) -> tuple[list[dict[str, float]], list[np.ndarray]]:
+        model = network()
+        trainer = fc.Trainer(model, metrics=["accuracy"], capture=capture)
+        trainer.fit(x, y, epochs=3, batch_size=4, verbose=False, **options)
+        assert trainer.not_captured == ("" if capture else "capture=False")
+        return [*trainer.history, trainer.evaluate(x, y)], parameters(model)
+
+    (history, weights), (wanted, expected) = (
+        trained(x, y) for x, y in [(callers(machine, ROWS), callers(machine, CLASSES)), (ROWS, CLASSES)]
+    )
+    assert history == wanted
+    for ours, theirs in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy_with_logits", lambda p, t: ((p - t) ** 2).mean()])
+@pytest.mark.parametrize("kind", ["arrays", "batches"])
+def test_other_losses_and_batches(machine: Machine, on: Device, loss: Any, kind: str) -> None:
+    y = np.random.default_rng(4).random((22, 3)).astype(np.float32)
+
+    def trained(x: Any, y: Any) -> list[np.ndarray]:
+        model = network()
+        data = (x, y) if kind == "arrays" else ([(x[:9], y[:9]), (x[9:], y[9:])],)
+        fc.Trainer(model, loss, metrics=[lambda p, t: float(np.abs(p - t).max())]).fit(*data, epochs=2, verbose=False)
+        return parameters(model)
+
+    for ours, theirs in zip(trained(callers(machine, ROWS), callers(machine, y)), trained(ROWS, y), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_losses_and_captured_steps_take_a_callers_arrays(machine: Machine, on: Device) -> None:
+    model = network()
+
+    @fc.capture
+    def step(x: Any, y: Any) -> Any:
+        return fc.losses.cross_entropy(model(x), y)
+
+    wanted = fc.losses.cross_entropy(model(ROWS), CLASSES).item()
+    assert fc.losses.cross_entropy(model(ROWS), callers(machine, CLASSES)).item() == wanted
+    for _ in range(3):
+        assert step(callers(machine, ROWS), callers(machine, CLASSES)).item() == wanted
+    assert str(fc.explain(model, callers(machine, ROWS))) == str(fc.explain(model, ROWS))
+
+
+def test_classes_weigh_and_wrong_ones_are_named(machine: Machine, on: Device) -> None:
+    x, y = callers(machine, ROWS), callers(machine, CLASSES)
+    weighted = {"class_weight": {0: 2.0}}
+    found = fc.Trainer(network(), **weighted).evaluate(x, y)
+    assert found == fc.Trainer(network(), **weighted).evaluate(ROWS, CLASSES)
+    wrong = CLASSES.copy()
+    wrong[7] = 3
+    with pytest.raises(DataError, match="target is 3 in row 7"):
+        fc.losses.cross_entropy(network()(ROWS), callers(machine, wrong))
+    bad = ROWS.copy()
+    bad[9, 1] = np.nan
+    with pytest.raises(NonFiniteError, match="x of the batch is nan in row 9"):
+        fc.Trainer(network()).fit(callers(machine, bad), y, batch_size=22, shuffle=False, verbose=False)
+
+
+def test_parts_of_a_callers_arrays(machine: Machine, on: Device) -> None:
+    given = fc.data.train_test_split(callers(machine, ROWS), callers(machine, CLASSES))
+    for ours, theirs in zip(given, fc.data.train_test_split(ROWS, CLASSES), strict=True):
+        np.testing.assert_array_equal(read(machine, ours), theirs)
+
+
+class OfAnotherLibrary:
+    """An array on a GPU that is not CuPy's."""
+
+    __cuda_array_interface__ = None
+    dtype = "torch.float32"
+
+
+def test_what_training_cannot_take_is_refused(machine: Machine, on: Device) -> None:
+    x, y = callers(machine, ROWS), callers(machine, CLASSES)
+    trainer = fc.Trainer(network())
+    with pytest.raises(DeviceError, match=r"sample_weight lies on a GPU.*cupy\.asnumpy"):
+        trainer.fit(x, y, sample_weight=callers(machine, np.ones(22)), verbose=False)
+    with pytest.raises(DeviceError, match=r"y lies on a GPU.*cupy\.asnumpy"):
+        fc.data.train_test_split(x, y, stratify=True)
+    with pytest.raises(DTypeError, match=r"x is a OfAnotherLibrary on a GPU; pass cupy\.asarray\(x\)"):
+        trainer.fit(OfAnotherLibrary(), y, verbose=False)
+    with fc.use_device("cpu"):
+        model = network()
+        for call in (lambda: fc.predict(model, x), lambda: fc.Trainer(model).fit(x, y, verbose=False)):
+            with pytest.raises(DeviceError, match=r"lies on a GPU, but it is used on cpu.*cupy\.asnumpy"):
+                call()

@@ -45,6 +45,29 @@ def test_a_network_learns() -> None:
         assert trainer.evaluate(data.x_test, data.y_test)["accuracy"] > 0.95
 
 
+@pytest.mark.parametrize("capture", [True, False])
+def test_a_callers_arrays_have_the_bits_of_the_hosts(capture: bool) -> None:
+    import cupy
+
+    data = fc.data.digits()
+    found = []
+    for convert in (np.asarray, cupy.asarray):
+        x, y = convert(data.x), convert(data.y.astype(np.int32))
+        with fc.use_device("cuda"):
+            fc.manual_seed(0)
+            model = fc.nn.Sequential(fc.nn.Dense(32, "relu"), fc.nn.Dense(10))
+            trainer = fc.Trainer(model, metrics=["accuracy"], capture=capture)
+            history = trainer.fit(x, y, epochs=2, batch_size=64, validation_split=0.2, verbose=False)
+            predicted = fc.predict(model, x)
+            assert type(predicted) is type(x)
+        found.append((list(history), [p.numpy() for p in model.parameters()], cupy.asnumpy(predicted)))
+    (wanted, expected, outputs), (logs, values, predictions) = found
+    assert logs == wanted
+    np.testing.assert_array_equal(predictions, outputs)
+    for ours, theirs in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def step_of(model: Any, optimizer: Any) -> Any:
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
