@@ -88,12 +88,13 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
 
 
 def _predicted(forwards: Forwards, rows: Any, size: int) -> Any:
-    parts = [rows[start : start + size] for start in range(0, max(len(rows), 1), size)]
+    n = len(rows)
+    parts = [rows] if n <= size else [rows[start : start + size] for start in range(0, n, size)]
     joined = _joined_there if isinstance(rows, Tensor) else _joined
     if not forwards.lock.acquire(blocking=False):  # another thread is in the buffers
-        return joined(map(forwards.called, parts), len(rows))
+        return joined(map(forwards.called, parts), n)
     try:
-        return joined(map(forwards, parts), len(rows))
+        return joined(map(forwards, parts), n)
     finally:
         forwards.lock.release()
 

@@ -26,7 +26,7 @@ class DataLoader:
         A function without arguments that returns an iterable of batches (called in every epoch), an iterable of
         batches (a list, a `torch.utils.data.DataLoader`, `Batches`), or a generator, which can be walked only once.
         A batch is `x`, `(x, y)` or `(x, y, sample_weight)`, as a tuple or a list; x (B, ..., I), y (B, ...).
-        Anything that `np.asarray` takes serves as an array and is not copied.
+        Anything that `np.asarray` takes serves as an array and is not copied; so do CuPy's arrays, on their GPU.
     steps_per_epoch : int, optional
         End every epoch after that many batches. A generator goes on where the epoch before it stopped; a function or
         an iterable starts anew. Needed where the source never ends.
