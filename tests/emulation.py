@@ -38,6 +38,13 @@ FENCE = 0x7F
 """What a guard is filled with: as numbers very large, and other than those which a fresh array is filled with."""
 CAPACITY = 1 << 31
 ORDERS = ("forward", "reverse", "shuffled", "warp by warp")
+LOOKED_AT = (
+    "-fsanitize=kernel-address",
+    "--param=asan-instrumentation-with-call-threshold=0",
+    "--param=asan-globals=0",
+    "--param=asan-stack=0",
+)
+"""Options by which kernels call the runtime before each access to memory."""
 
 
 def is_available() -> bool:
@@ -147,6 +154,7 @@ class EmulatedDriver(Driver):
         self._options = options
         self._kernels: dict[str, Any] = {}
         self._recorded: list[Part] | None = None
+        self._made: list[EmulatedArray] = []
         self._stream = threading.Lock()
         self._guarded: list[tuple[weakref.ref[HostArray], int, int]] = []
 
@@ -159,7 +167,18 @@ class EmulatedDriver(Driver):
         start = GUARD - raw.ctypes.data % 256
         raw[start : start + nbytes] = 0xFF
         self._guarded.append((weakref.ref(raw), start, start + nbytes))
-        return EmulatedArray(np.ndarray(shape, dtype, raw, start))
+        self.lend(raw, start, nbytes)
+        made = EmulatedArray(np.ndarray(shape, dtype, raw, start))
+        if self._recorded is not None:
+            self._made.append(made)
+        return made
+
+    def lend(self, raw: HostArray, start: int, nbytes: int) -> None:
+        """Let kernels read and write the bytes of `raw` from `start` on, as long as it lives."""
+        if nbytes:
+            array, address = _runtime(self._options).emulated_array, ctypes.c_void_p(raw.ctypes.data + start)
+            array(address, ctypes.c_size_t(nbytes))
+            weakref.finalize(raw, array, address, ctypes.c_size_t(0)).atexit = False
 
     def damaged_guards(self) -> int:
         """How many of the arrays that live had something written before or behind them."""
@@ -211,7 +230,9 @@ class EmulatedDriver(Driver):
         found = self._kernels.get(kernel.text)
         if found is None:
             runtime = _runtime(self._options)._name
-            library = ctypes.CDLL(str(compiled("kernel", kernel.text, ("-O1", "-w", *self._options, runtime))))
+            library = ctypes.CDLL(
+                str(compiled("kernel", kernel.text, ("-O1", "-w", *LOOKED_AT, *self._options, runtime)))
+            )
             size = ctypes.c_ulong.in_dll(library, "emulated_arguments").value
             assert size == kernel.arguments.itemsize, f"{kernel.name}: {size} bytes, not {kernel.arguments.itemsize}"
             found = self._kernels[kernel.text] = library.emulated_kernel
@@ -225,7 +246,9 @@ class EmulatedDriver(Driver):
                 function,
                 triple(*grid),
                 triple(kernel.threads, 1, 1),
+                ctypes.c_size_t(kernel.shared),
                 ctypes.c_void_p(arguments.ctypes.data),
+                ctypes.c_size_t(arguments.nbytes),
                 ORDERS.index(self.order),
                 int(self.copies_early),
                 failed,
@@ -236,6 +259,9 @@ class EmulatedDriver(Driver):
                 1: "threads wait for each other for ever",
                 2: "a copy was never waited for",
                 3: "an address is no multiple of the bytes that are read or copied at once",
+                4: "it reads what is in no array, nor in the shared memory that it asked for",
+                5: "it writes what is in no array, nor in the shared memory that it asked for",
+                6: "a thread writes to an array although its block was counted as done before it met the others",
             }
             raise RuntimeError(f"{kernel.name}, block {tuple(failed)}: {sentences[status]}")
 
@@ -253,7 +279,7 @@ class EmulatedDriver(Driver):
 
     @contextmanager
     def _recording(self) -> Iterator[list[Part]]:
-        self._recorded = []
+        self._recorded, self._made = [], []
         try:
             yield self._recorded
         finally:
@@ -262,14 +288,7 @@ class EmulatedDriver(Driver):
     def record(self, calls: Callable[[], None]) -> Callable[[], None]:
         with self._recording() as recorded:
             calls()
-        turns = cycle(range(LANES))
-
-        def replay() -> None:
-            for part in in_order(recorded, next(turns)):
-                for launch in part.launches:
-                    launch()
-
-        return replay
+        return partial(_replay, recorded, cycle(range(LANES)), self._made)
 
 
 class Part(NamedTuple):
@@ -278,6 +297,13 @@ class Part(NamedTuple):
     lane: int
     after: tuple[int, ...]
     launches: list[Callable[[], None]]
+
+
+def _replay(recorded: Sequence[Part], turns: Iterator[int], made: Sequence[EmulatedArray]) -> None:
+    """Launch what was recorded, which works on arrays that were `made` meanwhile and live as long as this."""
+    for part in in_order(recorded, next(turns)):
+        for launch in part.launches:
+            launch()
 
 
 def in_order(parts: Sequence[Part], first: int) -> Iterator[Part]:

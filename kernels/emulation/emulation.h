@@ -56,6 +56,7 @@ char* emulated_shared_memory();
 void emulated_block_barrier();
 // Waits for the other threads of the warp; the last one calls work(slots), where slots[lane] is what each brought.
 void emulated_warp_meeting(void* mine, void (*work)(void** slots));
+void emulated_counted();  // the block, as done
 void emulated_aligned(const void* address, int bytes);
 void emulated_copy(void* to, const void* from, int bytes, int valid);
 void emulated_copy_commit();

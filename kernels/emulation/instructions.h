@@ -18,6 +18,7 @@ inline char* shared_memory() { return emulated_shared_memory(); }
 inline int block_number() { return static_cast<int>(blockIdx.x); }
 
 inline unsigned arrive(unsigned* counter, unsigned last) {
+    emulated_counted();
     const unsigned before = *counter;
     *counter = before >= last ? 0 : before + 1;
     return before;

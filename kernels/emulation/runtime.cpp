@@ -3,9 +3,15 @@
 // Threads are switched where they wait: at barriers and where a warp meets. Their order is a parameter, since a missing
 // barrier shows in one order and not in another, and so is the moment of asynchronous copies: as late as allowed, when
 // they are waited for, or at once. Shared memory starts as NaN for every block.
+//
+// Each access of a kernel to memory is looked at before it is made: g++ puts a call there for -fsanitize=kernel-address,
+// which is made for kernels that bring a runtime of their own, as this one is. A thread that reads or writes outside of
+// all arrays stops.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <random>
 #include <vector>
 
@@ -24,12 +30,22 @@ constexpr int WARP = 32;
 
 enum Order { FORWARD, REVERSE, SHUFFLED, WARP_BY_WARP };
 
+struct Span {
+    size_t start, stop;
+
+    bool has(size_t from, size_t to) const { return start <= from && to <= stop; }
+};
+
+void look_at(const void* address, size_t bytes, bool writes);
+
 struct Copy {
     void* to;
     const void* from;
     int bytes, valid;
 
     void make() const {
+        look_at(to, std::max(bytes, valid), true);
+        if (valid) look_at(from, valid, false);
         std::memcpy(to, from, valid);
         std::memset(static_cast<char*>(to) + valid, 0, bytes - valid);
     }
@@ -59,7 +75,9 @@ struct Launch {
     Fiber* current;
     int alive, at_barrier;
     long barrier, progress;
-    bool copies_early, misaligned;
+    long counted;  // before which barrier of the block
+    bool copies_early, misaligned, reads_outside, writes_outside, writes_late;
+    Span own[5];  // the threads' stacks, shared memory, the threads, the warps, the arguments
 #if defined(__x86_64__)
     void* stack_pointer;
 #else
@@ -69,6 +87,8 @@ struct Launch {
 
 Launch launch;
 alignas(128) char shared_memory[SHARED];
+std::mutex mutex;
+std::map<size_t, size_t> arrays;  // where each ends, by where it starts
 
 #if defined(__x86_64__)
 extern "C" void emulated_switch(void** save, void* to);
@@ -81,6 +101,32 @@ void enter(Fiber& fiber) { emulated_switch(&launch.stack_pointer, fiber.stack_po
 void leave() { swapcontext(&launch.current->context, &launch.context); }
 void enter(Fiber& fiber) { swapcontext(&launch.context, &fiber.context); }
 #endif
+
+Span span_of(const void* start, size_t bytes) {
+    const size_t address = reinterpret_cast<size_t>(start);
+    return {address, address + bytes};
+}
+
+bool is_in_array(const Span& wanted) {
+    const auto next = arrays.upper_bound(wanted.start);
+    if (next == arrays.begin()) return false;
+    const auto& [start, stop] = *std::prev(next);
+    return Span{start, stop}.has(wanted.start, wanted.stop);
+}
+
+void look_at(const void* address, size_t bytes, bool writes) {
+    const Span wanted = span_of(address, bytes);
+    if (wanted.start < wanted.stop) {
+        for (const Span& span : launch.own)
+            if (span.has(wanted.start, wanted.stop)) return;
+        if (is_in_array(wanted)) {
+            if (writes && launch.barrier == launch.counted) launch.writes_late = true;
+            return;
+        }
+    }
+    (writes ? launch.writes_outside : launch.reads_outside) = true;
+    for (;;) leave();
+}
 
 void body() {
     launch.kernel(launch.arguments);
@@ -169,6 +215,8 @@ void emulated_warp_meeting(void* mine, void (*work)(void**)) {
     while (warp.meeting == here) leave();
 }
 
+void emulated_counted() { launch.counted = launch.barrier; }
+
 void emulated_aligned(const void* address, int bytes) {
     if (reinterpret_cast<size_t>(address) % bytes) launch.misaligned = true;
 }
@@ -196,10 +244,34 @@ void emulated_copy_wait(int groups_left) {
     }
 }
 
+#define EMULATED_ACCESS(bytes)                                                                               \
+    void __asan_load##bytes##_noabort(const void* address) { look_at(address, bytes, false); }               \
+    void __asan_store##bytes##_noabort(const void* address) { look_at(address, bytes, true); }
+EMULATED_ACCESS(1)
+EMULATED_ACCESS(2)
+EMULATED_ACCESS(4)
+EMULATED_ACCESS(8)
+EMULATED_ACCESS(16)
+void __asan_loadN_noabort(const void* address, size_t bytes) { look_at(address, bytes, false); }
+void __asan_storeN_noabort(const void* address, size_t bytes) { look_at(address, bytes, true); }
+void __asan_handle_no_return() {}
+
+// From now on kernels may read and write these bytes; with none, no longer.
+void emulated_array(const void* start, size_t bytes) {
+    const std::lock_guard lock(mutex);
+    const Span span = span_of(start, bytes);
+    if (bytes)
+        arrays[span.start] = span.stop;
+    else
+        arrays.erase(span.start);
+}
+
 // Runs a grid; 0, or 1 for threads that wait for ever, 2 for copies that nobody waited for, 3 for addresses that an
-// instruction does not take. `failed` gets the block.
-int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, void* arguments, int order,
-                    int copies_early, unsigned* failed) {
+// instruction does not take, 4 and 5 for reads and writes outside of all arrays and of the `shared` bytes of a block, 6
+// for writes to arrays between the moment when a block is counted as done and its next barrier. `failed` gets the block.
+int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned* block, size_t shared, void* arguments,
+                    size_t arguments_bytes, int order, int copies_early, unsigned* failed) {
+    const std::lock_guard lock(mutex);
     const int threads = static_cast<int>(block[0] * block[1] * block[2]);
     const size_t bytes = STACK * threads;
     char* stacks = static_cast<char*>(
@@ -212,6 +284,12 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
     launch.kernel = kernel;
     launch.arguments = arguments;
     launch.copies_early = copies_early != 0;
+    std::vector<Warp> warps((threads + WARP - 1) / WARP);
+    launch.own[0] = span_of(stacks, bytes);
+    launch.own[1] = span_of(shared_memory, shared);
+    launch.own[2] = span_of(fibers.data(), threads * sizeof(Fiber));
+    launch.own[3] = span_of(warps.data(), warps.size() * sizeof(Warp));
+    launch.own[4] = span_of(arguments, arguments_bytes);
     emulated_block_size = {block[0], block[1], block[2]};
     emulated_grid_size = {grid[0], grid[1], grid[2]};
     int status = 0;
@@ -221,9 +299,10 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
         emulated_block = {static_cast<unsigned>(number % grid[0]), static_cast<unsigned>(number / grid[0] % grid[1]),
                           static_cast<unsigned>(number / grid[0] / grid[1])};
         std::memset(shared_memory, 0xff, SHARED);
-        std::vector<Warp> warps((threads + WARP - 1) / WARP);
+        std::fill(warps.begin(), warps.end(), Warp{});
         launch.alive = threads;
         launch.at_barrier = 0;
+        launch.counted = -1;
         for (int i = 0; i < threads; i++) {
             Fiber& fiber = fibers[i];
             const unsigned u = static_cast<unsigned>(i);
@@ -240,6 +319,9 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
         for (const Fiber& fiber : fibers)
             if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
         if (!status && launch.misaligned) status = 3;
+        if (launch.reads_outside) status = 4;
+        if (launch.writes_outside) status = 5;
+        if (!status && launch.writes_late) status = 6;
         failed[0] = emulated_block.x;
         failed[1] = emulated_block.y;
         failed[2] = emulated_block.z;

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.cuda.source import Kernel
+from tests import emulation
 from tests.cuda.fake_streams import CUDARuntimeError, Stream
 from tests.emulation import EmulatedDriver
 
@@ -139,6 +140,8 @@ class Memory:
         raw = np.full(size + UNIT, 0xFF, np.uint8)
         self.raw = raw[-raw.ctypes.data % UNIT :][:size]
         self.ptr = self.raw.ctypes.data
+        if emulation.is_available():
+            machine.emulated.lend(raw, self.ptr - raw.ctypes.data, size)
 
     def release(self) -> None:
         """What was given before is done first, as cudaFree waits for it; what comes later finds other numbers."""

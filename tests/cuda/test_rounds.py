@@ -23,8 +23,8 @@ FINITE = trace(lambda x: (x - x == 0) * 1.0, 1, name="is_finite")
 class Sums:
     """total += batch, unless a number of the batch is not finite; `drawn` counts all rounds that begin."""
 
-    def __init__(self) -> None:
-        self.backend = backend = CudaBackend(EmulatedDriver())
+    def __init__(self, backend: CudaBackend | None = None) -> None:
+        self.backend = backend = backend or CudaBackend(EmulatedDriver())
         self.batch, self.total, self.kept = (backend.zeros(shape, F64) for shape in ((2, 3), (2, 3), ()))
         self.largest, self.go_on = backend.zeros((), F64), backend.zeros((), F64)
         self.state, self.stream = (backend.zeros((2,), np.dtype(np.uint64)) for _ in range(2))
