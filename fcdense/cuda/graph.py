@@ -38,12 +38,13 @@ class Recorded(CudaBackend):
         return self.temporaries
 
     def make(self, call: Call) -> str:
-        """Launch what a call is made of; which of several kernels serves it, or ""."""
+        """Launch what a call is made of; which of several kernels serves it and why, or ""."""
         self.products.served = ""
         with use_precision(call.precision):
             getattr(self, call.primitive)(**call.arguments)
         self.temporaries.take_back()
-        return self.products.served
+        served = self.products.served
+        return served and f", {self.products.why}: {served}"
 
 
 class GraphReplay(Replay):
@@ -60,7 +61,7 @@ class GraphReplay(Replay):
 
     def _make(self, number: int, call: Call, lane: int) -> None:
         served = self._lanes[lane].make(call)
-        self._served[number] = f"{self._owner.implementation}: {served}".removesuffix(": ")
+        self._served[number] = f"{self._owner.implementation}{served}"
 
     def run(self) -> None:
         self._launch()

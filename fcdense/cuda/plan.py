@@ -152,6 +152,13 @@ class Plan:
             return Choice(LIBRARY, problem.dtype)
         return self.choose_own(problem)
 
+    def why(self, problem: Problem, choice: Choice) -> str:
+        """What a choice follows from, in a few words."""
+        if choice == self._table.get(problem.bucket):
+            return "as measured"
+        families = {candidate.family for candidate in self.candidates(problem)}
+        return "by rule" if len(families) > 1 else "as no other family takes these operands"
+
     def choose_own(self, problem: Problem) -> Choice:
         """Which of our kernels serves a product."""
         arithmetic = self._arithmetic(problem)

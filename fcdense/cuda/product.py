@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,12 @@ class Products:
         self._launcher = launcher
         self.plan = plan
         self.served = ""
+        self._reason: Callable[[], str] = str
+
+    @property
+    def why(self) -> str:
+        """Why that served the last one, in a few words."""
+        return self._reason()
 
     def run(
         self,
@@ -102,8 +108,10 @@ class Products:
         stored = outs[0].dtype.name
         problem = Problem(multiplied_as(a.dtype), rows, columns, a.shape[1], copy, *along, has_program, stored)
         choice = self.plan.choose(problem)
+        self._reason = partial(self.plan.why, problem, choice)
         others = {LIBRARY: self._by_library, NUMBA: self._by_numba}
         if choice.tiling is None and not others[choice.family](a, b, program, inputs, outs):
+            self._reason = f"as {choice.family} does not take it".__str__
             choice = self.plan.choose_own(problem)
         self.served = str(choice)
         if choice.tiling is not None:

@@ -53,6 +53,10 @@ class Noting(Plan):
         """As the other plan."""
         return self._plan.choose_own(problem)
 
+    def why(self, problem: Problem, choice: Choice) -> str:
+        """As the other plan."""
+        return self._plan.why(problem, choice)
+
 
 class Only(Plan):
     """Chooses one thing, and where the library refuses, what the other plan has."""
@@ -67,6 +71,10 @@ class Only(Plan):
     def choose_own(self, problem: Problem) -> Choice:
         """As the other plan."""
         return self._plan.choose_own(problem)
+
+    def why(self, problem: Problem, choice: Choice) -> str:
+        """Somebody else's choice."""
+        return "as asked for"
 
 
 def measure(backend: CudaBackend, problem: Problem) -> list[Measured]:

@@ -92,6 +92,20 @@ def test_what_was_measured_is_chosen() -> None:
     assert Plan("sm_80", table={problem(8, 8, 8).bucket: LIBRARY}).choose(problem(8, 8, 8)).family == "mma"
 
 
+def test_why() -> None:
+    wide, narrow = problem(256, 512, 784), problem(256, 512, 784, "float64")
+    hopper = Plan("sm_90a", has_library=True)
+    for asked in (wide, problem(16384, 2048, 2048), narrow):
+        assert hopper.why(asked, hopper.choose(asked)) == "by rule"
+    alone = Plan("sm_90a")
+    assert alone.why(narrow, alone.choose(narrow)) == "as no other family takes these operands"
+    assert alone.why(wide, alone.choose(wide)) == "by rule"
+    tuned = Plan("sm_90a", table={wide.bucket: LIBRARY}, has_library=True)
+    assert tuned.why(wide, tuned.choose(wide)) == "as measured"
+    old = Plan("sm_75")
+    assert old.why(wide, old.choose(wide)) == "as no other family takes these operands"
+
+
 def test_shared_memory_is_enough_for_two_blocks() -> None:
     assert Plan("sm_86").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 48 * 1024  # type: ignore[union-attr]
     assert Plan("sm_80").choose(problem(4096, 4096, 4096)).tiling.shared(2) <= 64 * 1024  # type: ignore[union-attr]
@@ -182,6 +196,7 @@ def test_what_the_library_refuses_is_computed_by_us() -> None:
     backend.matmul(given[::2, ::2], given[::2, ::2].T, out=out)
     np.testing.assert_array_equal(backend.to_host(out), x[::2, ::2] @ x[::2, ::2].T)
     assert "simt" in backend.products.served
+    assert backend.products.why == "as cuBLASLt does not take it"
 
 
 def test_axes_that_kernels_cannot_count() -> None:

@@ -191,4 +191,12 @@ def test_what_is_too_large_leaves_all_as_it_was(on: Device) -> None:
 
 
 def test_explain_tells_what_serves(on: Device) -> None:
-    assert "CUDA (emulated)" in str(fc.explain(NETWORKS["plain"](), X[0]))
+    explained = fc.explain(NETWORKS["plain"](), X[0], LABELS[0], loss="cross_entropy")
+    served = [line.served_by for line in explained.passes["training step"]]
+    simt = "CUDA (emulated), as no other family takes these operands: simt float32, 64 x 64 x 16"
+    assert served[0] == simt
+    assert "CUDA (emulated)" in served
+    layer = fc.nn.Dense(72, in_features=80)
+    with fc.use_precision("bfloat16"):
+        (*_, line) = fc.explain(layer, np.ones((70, 80), np.float32)).passes["forward"]
+    assert line.served_by == "CUDA (emulated), by rule: mma bfloat16, 64 x 64 x 32"
