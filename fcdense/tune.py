@@ -12,9 +12,11 @@ from fcdense.backends import device as named
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.probe import failed_probe
 from fcdense.cuda import tables, tuning
-from fcdense.cuda.plan import Problem
+from fcdense.cuda.driver import Driver
+from fcdense.cuda.plan import Choice, Problem
 from fcdense.cuda.tuning import Measured
 from fcdense.errors import ArgumentError
+from fcdense.log import logger
 
 HEADINGS = ("product", "chosen", "time", "before", "slowest")
 
@@ -28,13 +30,13 @@ class Tuning:
     device : str
     lines : tuple of (Problem, str, sequence of Measured)
         Each product of the step, what served it before, and what was measured, the fastest first.
-    path : Path
-        The table that now has the choices.
+    path : Path or None
+        The table that now has the choices; None where it could not be written.
     """
 
     device: str
     lines: tuple[tuple[Problem, str, Sequence[Measured]], ...]
-    path: Path
+    path: Path | None
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []
@@ -49,7 +51,7 @@ class Tuning:
         rows = [HEADINGS, *self._rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"products on {self.device}", *lines, f"kept in {self.path}"])
+        return "\n".join([f"products on {self.device}", *lines, f"kept in {self.path}" if self.path else "not kept"])
 
 
 def gpu_of(device: Device) -> CudaBackend:
@@ -90,10 +92,12 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
     Raises
     ------
     ArgumentError
-        The device is no GPU, or the step multiplies nothing on it.
+        The device is no GPU, the step multiplies nothing on it, or the cache's folder cannot be written to, which is
+        seen before anything is measured.
     """
     chosen = current_device() if device is None else named(device)
     backend = gpu_of(chosen)
+    tables.require_folder(backend.driver)
     plan = backend.products.plan
     noting = backend.products.plan = tuning.Noting(plan)
     try:
@@ -107,6 +111,20 @@ def tune(step: Callable[[], Any], device: str | Device | None = None) -> Tuning:
     lines = tuple(
         (noting.problems[bucket], str(plan.choose(noting.problems[bucket])), found[bucket]) for bucket in found
     )
-    path = tables.write(backend.driver, {bucket: candidates[0].choice for bucket, candidates in found.items()})
-    backend.products.plan = tables.plan_of(backend.driver)
-    return Tuning(chosen.name, lines, path)
+    choices = {bucket: candidates[0].choice for bucket, candidates in found.items()}
+    plan.learn(choices)
+    return Tuning(chosen.name, lines, _kept(backend.driver, choices))
+
+
+def _kept(driver: Driver, choices: dict[str, Choice]) -> Path | None:
+    """The table that now has the choices; None, and a warning, where it cannot be written."""
+    try:
+        return tables.write(driver, choices)
+    except OSError as error:
+        logger.warning(
+            "What was measured cannot be kept in %s (%s): it holds for this process alone. Name a folder that can be "
+            "written to in FCDENSE_CACHE.",
+            tables.path_of(driver).parent,
+            error.strerror,
+        )
+        return None

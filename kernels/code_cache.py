@@ -32,18 +32,23 @@ def read(path: Path) -> bytes | None:
 
 
 def keep(path: Path, code: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one, whole. A warning where that cannot be."""
-    temporary = path.with_suffix(f".{os.getpid()}")
+    """Write a file of code; a warning where that cannot be."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(code + _digest(path, code))
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write(path, code + _digest(path, code))
     except OSError as error:
         warn_of(path.parent, error.strerror or str(error))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _digest(path: Path, code: bytes) -> bytes:

@@ -118,6 +118,64 @@ def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pyt
     assert caplog.text.count("run 'fcdense tune' again") == 4
 
 
+def test_a_cache_that_cannot_be_written_to_is_seen_before_anything_is_measured(
+    emu: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(emulation, "cache_folder", lambda: tmp_path / "emulated")
+    called = []
+    words = r"cannot be kept in .*tuned \(Not a directory\); expected a folder.* Name one in FCDENSE_CACHE"
+    with fc.use_device(emu), pytest.raises(ArgumentError, match=words):
+        tune(lambda: called.append(1))
+    assert not called
+    monkeypatch.setattr(fc.cli, "current_device", lambda: emu)
+    assert fc.cli.main(["tune", "6,5,3", "--batch-size", "4"]) == 2
+    assert "Name one in FCDENSE_CACHE" in capsys.readouterr().err
+    assert not caplog.text
+
+
+def test_what_cannot_be_kept_after_all_holds_for_this_process(
+    emu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    driver = backend.driver
+    assert isinstance(driver, EmulatedDriver)
+    monkeypatch.setattr(driver, "timed", Clock(driver, "mma").timed)
+    folder = tables.path_of(driver).parent
+
+    def step_and_break() -> None:
+        with fc.use_precision("bfloat16"):
+            step()
+        folder.rmdir()
+        folder.touch()
+
+    with fc.use_device(emu), caplog.at_level(logging.WARNING):
+        found = tune(step_and_break)
+    assert found.path is None
+    assert repr(found).endswith("\nnot kept")
+    assert f"cannot be kept in {folder} (" in caplog.text
+    assert "holds for this process alone. Name a folder that can be written to in FCDENSE_CACHE." in caplog.text
+    assert "run 'fcdense tune' again" not in caplog.text
+    for problem, _, measured in found.lines:
+        assert backend.products.plan.choose(problem) == measured[0].choice
+        assert backend.products.plan.why(problem, measured[0].choice) == "as measured"
+
+
+def test_a_table_that_cannot_be_read_is_passed_over(emu: Device, caplog: pytest.LogCaptureFixture) -> None:
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    tables.path_of(backend.driver).mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        assert tables.read(backend.driver) == {}
+    assert "cannot be read (Is a directory): products are served as if nothing was measured" in caplog.text
+
+
 def test_what_cannot_be_tuned_is_refused(emu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     probes = fc.backends.probe
     monkeypatch.setattr(probes, "cuda_probes", lambda: (probes.Probe("driver", False, "it is not there."),))

@@ -141,7 +141,11 @@ class Plan:
     ) -> None:
         self._number = number(architecture)
         self._has = {LIBRARY: has_library, NUMBA: has_numba}
-        self._table = table or {}
+        self._table = dict(table or {})
+
+    def learn(self, measured: Mapping[str, Choice]) -> None:
+        """Choose from now on what was measured, by `Problem.bucket`."""
+        self._table.update(measured)
 
     def choose(self, problem: Problem) -> Choice:
         """What serves a product."""

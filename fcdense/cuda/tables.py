@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from fcdense.cuda.compile import headers
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.plan import LIBRARY, NUMBA, Choice, Plan
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
+from fcdense.errors import ArgumentError
 from fcdense.kernels import code_cache
 from fcdense.log import logger
 
@@ -38,11 +39,34 @@ def read(driver: Driver) -> dict[str, Choice]:
     try:
         lines = json.loads(path.read_text(encoding="utf-8"))
         return {bucket: _choice(line) for bucket, line in lines.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        logger.warning("%s cannot be read (%s): products are served as if nothing was measured.", path, error.strerror)
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s is no table of measurements (%s); run 'fcdense tune' again.", path, error)
         return {}
+
+
+def require_folder(driver: Driver) -> None:
+    """Refuse to go on unless a table of this driver can be kept.
+
+    Raises
+    ------
+    ArgumentError
+        Its folder cannot be written to.
+    """
+    folder = path_of(driver).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            f"What is measured cannot be kept in {folder} ({error.strerror}); expected a folder that can be written "
+            "to. Name one in FCDENSE_CACHE."
+        ) from None
 
 
 def write(driver: Driver, found: Mapping[str, Choice]) -> Path:
@@ -50,10 +74,7 @@ def write(driver: Driver, found: Mapping[str, Choice]) -> Path:
     path = path_of(driver)
     lines = {bucket: _line(choice) for bucket, choice in read(driver).items()}
     lines |= {bucket: _line(choice) for bucket, choice in found.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    code_cache.write(path, (json.dumps(lines, indent=1, sort_keys=True) + "\n").encode())
     return path
 
 

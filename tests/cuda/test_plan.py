@@ -102,6 +102,8 @@ def test_why() -> None:
     assert alone.why(wide, alone.choose(wide)) == "by rule"
     tuned = Plan("sm_90a", table={wide.bucket: LIBRARY}, has_library=True)
     assert tuned.why(wide, tuned.choose(wide)) == "as measured"
+    alone.learn({wide.bucket: Choice("simt", "bfloat16", plan.SIMT_SMALL)})
+    assert (alone.choose(wide).family, alone.why(wide, alone.choose(wide))) == ("simt", "as measured")
     old = Plan("sm_75")
     assert old.why(wide, old.choose(wide)) == "as no other family takes these operands"
 
