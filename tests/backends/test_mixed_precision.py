@@ -1,4 +1,7 @@
-"""The contract in mixed precision: 16-bit operands, sums in float32, gradients of parameters and biases in float32."""
+"""The contract in mixed precision: 16-bit operands, sums in float32, gradients of parameters and biases in float32.
+
+And products of float32 operands that are rounded to TF32, whose sums are float32 too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from fcdense.backends.checked import CheckedBackend
 from fcdense.backends.cpu import CpuBackend
 from fcdense.backends.recording import recording
 from fcdense.errors import ContractError, DTypeError
-from fcdense.precision import dtype_of
+from fcdense.precision import dtype_of, use_precision
 from fcdense.program import trace
 from tests import emulation
 from tests.backends import cases
@@ -113,6 +116,54 @@ def test_products_are_summed_in_float32_and_rounded_once(
     last = 0.0 if got.dtype == np.float32 else float(finfo(got.dtype).eps) / 2
     bound = gamma(130) * terms * (1 + last) + last * np.abs(exact)
     assert (np.abs(got.astype(np.float64) - exact) <= bound).all()
+
+
+# ---- TF32 ------------------------------------------------------------------------------------------------------------
+
+MULTIPLIED = {
+    "dense": ("x_bi", "w_io"),
+    "dense_grad_input": ("dz_bo", "w_io"),
+    "dense_grad_weight": ("x_bi", "dz_bo"),
+    "matmul": ("a", "b"),
+}
+IN_TF32 = (
+    cases.dense(17, 127, 13),
+    cases.dense(17, 31, 13, activations.gelu),
+    cases.dense_grad_input(17, 31, 13, activations.tanh),
+    *(cases.dense_grad_input(70, 33, 66, DOUBLE, mode) for mode in ("overwrite", "accumulate")),
+    *(cases.dense_grad_weight(129, 31, 13, mode) for mode in ("overwrite", "accumulate")),
+    cases.matmul((70, 300), (300, 66)),
+)
+
+
+def rounded(case: Case, values: Values) -> Values:
+    """The arguments with what is multiplied rounded to the 10 bits of TF32: to the nearest, ties away from zero."""
+
+    def tf32(x: Any) -> Any:
+        return ((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+    return {name: tf32(x) if name in MULTIPLIED[case.primitive] else x for name, x in values.items()}
+
+
+@needs_compiler
+@each(IN_TF32)
+def test_tf32_within_the_bound_of_rounded_operands(case: Case, rng: np.random.Generator) -> None:
+    values = draw(case, F32, rng)
+    with use_precision("tf32"):
+        got = run(backend_of("emu"), case, values)
+    assert_within_bound(got, case, rounded(case, values), F32)
+    with pytest.raises(AssertionError, match="above the bound"):
+        assert_within_bound(got, case, values, F32)
+
+
+@needs_compiler
+@each(case for case in IN_TF32 if case.exact)
+def test_whole_numbers_are_exact_in_tf32(case: Case, rng: np.random.Generator) -> None:
+    values = draw(case, F32, rng, whole=True)
+    with use_precision("tf32"):
+        got = run(backend_of("emu"), case, values)
+    for name, a, b in pairs(got, formula(case, values, np.int64)):
+        np.testing.assert_array_equal(a, np.asarray(b).astype(a.dtype), err_msg=name, strict=True)
 
 
 # ---- parameters and their copy in one pass ---------------------------------------------------------------------------
