@@ -111,7 +111,8 @@ class Products:
         self._reason = partial(self.plan.why, problem, choice)
         others = {LIBRARY: self._by_library, NUMBA: self._by_numba}
         if choice.tiling is None and not others[choice.family](a, b, program, inputs, outs):
-            self._reason = f"as {choice.family} does not take it".__str__
+            refusal = f"as {choice.family} does not take it"
+            self._reason = lambda: refusal
             choice = self.plan.choose_own(problem)
         self.served = str(choice)
         if choice.tiling is not None:
