@@ -79,7 +79,8 @@ __device__ void gemm_simt(const ProductAndProgram<Program>& arguments) {
         __syncthreads();
         next_a.read(a, p.a_row, p.a_column, i0, p.rows, k0 + Tiling::DEPTH, depth);
         next_b.read(b, p.b_column, p.b_row, j0, p.columns, k0 + Tiling::DEPTH, depth);
-#pragma unroll
+        // Double has half of the registers for its sums; 8 steps at once would not fit beside them on an sm_100a.
+#pragma unroll(sizeof(C) == 8 ? 4 : Tiling::DEPTH)
         for (int k = 0; k < Tiling::DEPTH; k++) {
             C left[Tiling::THREAD_ROWS], right[Tiling::THREAD_COLUMNS];
 #pragma unroll

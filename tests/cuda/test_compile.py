@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,9 @@ from fcdense.cuda import gemm_source, plan, source
 from fcdense.cuda.gemm_source import Epilogue
 from fcdense.cuda.geometry import Vector
 from fcdense.cuda.library import library_path
+from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.source import Kernel
+from fcdense.cuda.tiling import SimtTiling
 from fcdense.errors import DeviceError
 
 try:
@@ -38,8 +39,11 @@ except DeviceError as error:
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
 F16, F32, F64, I64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int64))
 BF16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = {"float64": F64, "float32": F32, "tf32": F32, "split": F32, "float16": F16, "bfloat16": BF16}
+"""What is stored, by what operands are multiplied as."""
 REGISTERS = {"simt": 168, "bfloat16": 128, "float16": 128, "tf32": 176, "split": 255}
 """Of a thread, by kind; 65,536 of a multiprocessor serve two blocks of 256 threads with up to 128."""
+MOST_REGISTERS = 255
 SHARED = {name: 64 * 1024 if name == "sm_75" else 99 * 1024 for name in ARCHITECTURES}
 """Bytes that a block may have; the least of the chips of an architecture."""
 INSTRUCTIONS = {
@@ -50,10 +54,9 @@ INSTRUCTIONS = {
     ("split", True): ("HMMA.1688.F32.TF32", "LDGSTS"),
 }
 """What the machine code of a product has, by what it multiplies and whether the chip is at least an sm_80."""
-
-
+ALONG = {"forward": (True, False), "input gradient": (True, True), "weight gradient": (False, False)}
+"""Whether lines of A and of B go along the depth."""
 ONE, FOUR = Vector(1), Vector(4, frozenset({1}))
-KINDS = {"bfloat16": BF16, "float16": F16, "tf32": F32, "split": F32}
 
 
 def epilogue_of(name: str, dtype: np.dtype[np.generic], vector: Vector = FOUR) -> Epilogue:
@@ -61,35 +64,61 @@ def epilogue_of(name: str, dtype: np.dtype[np.generic], vector: Vector = FOUR) -
     return Epilogue(epilogue(activations.get(name), True, True), (dtype, dtype), (dtype, dtype), vector)
 
 
-def simt(name: str) -> Iterator[Kernel]:
-    tilings = {F64: plan.SIMT_DOUBLE, F16: plan.SIMT_SMALL}
-    for dtype, tiling in [(F32, plan.SIMT_LARGE), (F32, plan.SIMT_SMALL), *tilings.items()]:
-        yield gemm_source.gemm_simt(dtype, tiling, True, False, epilogue_of(name, dtype), dtype)
-    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, True, True, epilogue_of(name, F32), F32)
-    yield gemm_source.gemm_simt(F32, plan.SIMT_SMALL, False, False, epilogue_of(name, F32, ONE), F32)
+def problem(dtype: str, rows: int, columns: int, depth: int, copy: int = 16) -> Problem:
+    """A layer's, whose operands lie well unless told otherwise."""
+    return Problem(dtype, rows, columns, depth, copy, True, False, True, dtype)
 
 
-def mma(name: str, arithmetic: str) -> Iterator[Kernel]:
-    """Forward, gradient of the input, gradient of the weights; large and small."""
-    for tiling in plan.MMA[arithmetic]:
-        for along in ((True, False), (True, True), (False, False)):
-            layer = epilogue_of(name, KINDS[arithmetic])
-            yield gemm_source.gemm_mma(arithmetic, tiling, *along, (16, 16), layer, F32)
+def choices(architecture: str, copy: int = 16) -> list[Choice]:
+    """All that the plan has for layers on such a chip, in one part: on tensor cores alone where they multiply the
+    dtype, but for float32."""
+    found = []
+    for dtype in ("float64", "float32", "tf32", "float16", "bfloat16"):
+        able = Plan(architecture).candidates(problem(dtype, 4096, 4096, 64, copy))
+        has_tensor_cores = dtype != "float32" and any(choice.family == "mma" for choice in able)
+        found += [choice for choice in able if choice.family == "mma" or not has_tensor_cores]
+    return found
 
 
-def odd(arithmetic: str) -> Iterator[Kernel]:
-    """Lines that are read number by number, or two at once, and a program that takes one at a time."""
-    dtype = KINDS[arithmetic]
-    epilogue = epilogue_of("gelu", dtype, ONE)
-    for copy in ((16, dtype.itemsize), (2 * dtype.itemsize, 16)):
-        for tiling in plan.MMA[arithmetic]:
-            yield gemm_source.gemm_mma(arithmetic, tiling, True, False, copy, epilogue, dtype)
+def kind_of(choice: Choice) -> str:
+    """What registers and instructions go by."""
+    return choice.family if choice.family == "simt" else choice.arithmetic
 
 
-LOOPS = [(kernel, "simt") for name in ("linear", "mish") for kernel in simt(name)]
-LOOPS += [(kernel, arithmetic) for arithmetic in KINDS for kernel in mma("linear", arithmetic)]
-LOOPS += [(next(mma("mish", arithmetic)), arithmetic) for arithmetic in KINDS]
-ODD = [(kernel, arithmetic) for arithmetic in KINDS for kernel in odd(arithmetic)]
+def product(choice: Choice, along: tuple[bool, bool], copy: tuple[int, int], name: str, vector: Vector) -> Kernel:
+    """The kernel of a choice, with an activation."""
+    dtype = DTYPES[choice.arithmetic]
+    layer = epilogue_of(name, dtype, vector)
+    if isinstance(choice.tiling, SimtTiling):
+        return gemm_source.gemm_simt(dtype, choice.tiling, *along, layer, gemm_source.sum_type(dtype))
+    assert choice.tiling is not None
+    return gemm_source.gemm_mma(choice.arithmetic, choice.tiling, *along, copy, layer, F32)
+
+
+def products(architecture: str, kind: str) -> dict[Kernel, str]:
+    """Each main loop of a kind, forward and back, with a short program and with a long one; and what to call it."""
+    return {
+        product(choice, along, (16, 16), name, FOUR): f"{choice}, {role}, {name}"
+        for choice in choices(architecture)
+        if kind_of(choice) == kind
+        for role, along in ALONG.items()
+        for name in ("linear", "mish")
+    }
+
+
+def odd(architecture: str) -> Iterator[tuple[str, Kernel]]:
+    """Lines that are read number by number, or two at once, operands without lines, and a program that takes one number
+    at a time."""
+    for choice in choices(architecture):
+        if choice.family == "mma":
+            itemsize = DTYPES[choice.arithmetic].itemsize
+            for copy in ((16, itemsize), (2 * itemsize, 16)):
+                yield choice.arithmetic, product(choice, ALONG["forward"], copy, "gelu", ONE)
+    for choice in choices(architecture, copy=0):
+        yield choice.family, product(choice, ALONG["weight gradient"], (0, 0), "gelu", ONE)
+
+
+PRODUCTS = [(chip, kind) for chip in ARCHITECTURES for kind in dict.fromkeys(kind_of(c) for c in choices(chip))]
 NAMES = sorted(set(activations.names()) - {"softmax", "log_softmax"})
 
 
@@ -114,81 +143,85 @@ def others() -> Iterator[Kernel]:
         yield source.cast(dtype, F32, 2)
     yield source.cast(I64, F32, 1)
     yield source.next_stream()
-    yield from (kernel for kernel, _ in ODD)
 
 
-def sass(code: bytes) -> str:
-    """The machine code as text, by NVIDIA's disassembler of the wheels."""
+def machine_code(image: bytes) -> bytes:
+    """The instructions of the one kernel of an ELF file: its section ".text.kernel"."""
+    (headers,) = struct.unpack_from("<Q", image, 0x28)
+    size, count, of_names = struct.unpack_from("<3H", image, 0x3A)
+    sections = [struct.unpack_from("<2I4Q", image, headers + size * number) for number in range(count)]
+    names = sections[of_names][4]
+    (found,) = (section for section in sections if image.startswith(b".text.kernel\0", names + section[0]))
+    return image[found[4] : found[4] + found[5]]
+
+
+def sass(images: Sequence[bytes], architecture: str) -> list[str]:
+    """The machine code of each as text, by NVIDIA's disassembler of the wheels, which begins slowly: once for all."""
     tool = next(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin/nvdisasm"), None)
     if tool is None:
         pytest.skip("nvidia-cuda-nvdisasm is not installed")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
+    codes = [machine_code(image) for image in images]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
         file.flush()
-        return subprocess.run([tool, file.name], capture_output=True, text=True, check=True).stdout
+        command = [tool, "--binary", architecture.replace("sm_", "SM"), "--no-dataflow", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    at = {int(line[1], 16): line.start() for line in re.finditer(r"/\*([0-9a-f]+)\*/", text)}
+    ends = [0, *accumulate(map(len, codes))]
+    assert len(at) == ends[-1] // 16, "an instruction has 16 bytes"
+    at[ends[-1]] = len(text)
+    return [text[at[start] : at[end]] for start, end in pairwise(ends)]
 
 
-@pytest.fixture(scope="module")
-def images(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Kernel, str], Future[compiling.Image]]]:
-    """What the tests that were chosen compile, on all cores."""
-    specs = [
-        item.callspec.params
-        for item in request.session.items
-        if getattr(item, "module", None) is request.module and hasattr(item, "callspec")
-    ]
-    wanted = [(spec["kernel"], spec["architecture"]) for spec in specs if "kernel" in spec]
-    wanted = dict.fromkeys(key for key in wanted if exists(*key))
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield {key: pool.submit(compiling.image, *key) for key in wanted}
-        pool.shutdown(cancel_futures=True)
-
-
-KIND = {kernel.text: kind for kernel, kind in (*LOOPS, *ODD)}
-
-
-def exists(kernel: Kernel, architecture: str) -> bool:
-    """Whether the plan has this kernel for such chips."""
-    kind = KIND.get(kernel.text, "simt")
-    if kind == "simt":
-        return True
-    large = kernel.threads == 256
-    return plan.number(architecture) >= (80 if large else plan.FIRST_ARCHITECTURE[kind])
-
-
-def image_of(kernel: Kernel, architecture: str, images: Any) -> bytes:
-    if not exists(kernel, architecture):
-        pytest.skip(f"there is no such kernel for {architecture}")
-    image = images[kernel, architecture].result()
+def compiled(kernel: Kernel, architecture: str, most_registers: int = MOST_REGISTERS, name: str = "") -> bytes:
+    """Its code, which spills nothing and keeps to what a block may have."""
+    image = compiling.image(kernel, architecture)
+    said = f"{name} {image.log}"
     assert image.code.startswith(b"\x7fELF")
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", image.log)))
-    registers = max(map(int, re.findall(r"Used (\d+) registers", image.log)))
-    assert not spilled, image.log
-    assert registers <= REGISTERS.get(KIND.get(kernel.text, ""), 255), image.log
-    assert kernel.shared <= SHARED[architecture]
-    code: bytes = image.code
-    return code
+    assert not sum(map(int, re.findall(r"(\d+) bytes spill", image.log))), said
+    assert max(map(int, re.findall(r"Used (\d+) registers", image.log))) <= most_registers, said
+    assert kernel.shared <= SHARED[architecture], said
+    return image.code
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("kernel", "kind"), LOOPS, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_products(kernel: Kernel, kind: str, architecture: str, images: Any) -> None:
-    code = image_of(kernel, architecture, images)
-    if kind != "simt" and architecture in ("sm_75", "sm_80", "sm_90a"):
-        text = sass(code)
+@pytest.mark.parametrize(("architecture", "kind"), PRODUCTS)
+def test_products(kind: str, architecture: str) -> None:
+    kernels = products(architecture, kind)
+    images = [compiled(kernel, architecture, REGISTERS[kind], name) for kernel, name in kernels.items()]
+    if kind == "simt":
+        return
+    for name, text in zip(kernels.values(), sass(images, architecture), strict=True):
         for instruction in INSTRUCTIONS[kind, plan.number(architecture) >= 80]:
-            assert instruction in text, instruction
+            assert instruction in text, f"{name}: {instruction}"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", [bound(name) for name in NAMES], ids=NAMES)
-def test_activations(kernel: Kernel, architecture: str, images: Any) -> None:
-    image_of(kernel, architecture, images)
+def test_what_the_plan_chooses_is_compiled(architecture: str) -> None:
+    """Where operands lie well, whatever their sizes."""
+    loops = {choice._replace(parts=1) for choice in choices(architecture)}
+    sizes = (1, 33, 64, 300, 5000, 100_000)
+    problems = (problem(d, b, i, o) for d in DTYPES for b in sizes for i in sizes for o in sizes if d != "split")
+    chosen = {Plan(architecture).choose(one)._replace(parts=1) for one in problems}
+    assert chosen <= loops
+    assert {choice.family for choice in chosen} == {"simt", "mma"}
 
 
-@pytest.mark.parametrize("kernel", list(others()), ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_activations(name: str, architecture: str) -> None:
+    compiled(bound(name), architecture)
+
+
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90a", "sm_120"])
-def test_other_kernels(kernel: Kernel, architecture: str, images: Any) -> None:
-    image_of(kernel, architecture, images)
+@pytest.mark.parametrize("kernel", list(others()), ids=lambda kernel: kernel.name)
+def test_other_kernels(kernel: Kernel, architecture: str) -> None:
+    compiled(kernel, architecture)
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90a", "sm_120"])
+def test_operands_that_do_not_lie_well(architecture: str) -> None:
+    for kind, kernel in dict.fromkeys(odd(architecture)):
+        compiled(kernel, architecture, REGISTERS[kind])
 
 
 def test_the_compiler_is_that_of_the_wheels() -> None:
