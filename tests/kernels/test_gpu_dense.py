@@ -19,6 +19,8 @@ from numba import cuda, types
 
 from fcdense import activations, loops
 from fcdense.backends.programs import epilogue
+from fcdense.cuda.library import library_path
+from fcdense.errors import DeviceError
 from fcdense.kernels.numba import gpu_dense
 from fcdense.kernels.numba.gpu_dense import Tiling
 from tests.kernels.simulated_gpu_dense import OnDevice
@@ -131,9 +133,19 @@ def careless_gelu(z: Any) -> Any:
     return 0.5 * z * (1 + math.erf(z * math.sqrt(0.5)))
 
 
+def needs(*libraries: str) -> None:
+    """Skip without one of NVIDIA's libraries, which a bare numba-cuda does not bring."""
+    for name in libraries:
+        try:
+            library_path(name, name)
+        except DeviceError:
+            pytest.skip(f"{name} is not installed: compiling for a GPU needs the extra numba-cuda13")
+
+
 def ptx(kernel: Any, dtype: np.dtype[Any], reads: int, writes: int, capability: tuple[int, int] = (8, 0)) -> str:
     """What numba-cuda makes of a kernel, without a GPU."""
     pytest.importorskip("numba_cuda", reason="compiling for a GPU needs the extra numba-cuda13")
+    needs("nvrtc", "nvvm")
     rows, columns, strided = (types.Array(types.float32 if dtype == F32 else types.float64, 2, k) for k in "CFA")
     signature = types.void(rows, columns, types.Tuple([strided] * reads), types.Tuple([rows] * writes))
     text = cuda.compile(kernel.py_func, signature, device=False, abi="numba", cc=capability)[0]
@@ -148,6 +160,7 @@ def test_kernels_stay_in_registers(capability: tuple[int, int], tiling: Tiling) 
     assert text.count("fma.rn.f32") == tiling.thread_rows * tiling.thread_columns
     assert text.count("bar.sync") == 2
     assert not re.findall(r"\.f64\b|\.local\b|\bcall\b", text)
+    needs("nvJitLink")
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     options = LinkerOptions(arch=f"sm_{''.join(map(str, capability))}", ptxas_options=["-v"])
