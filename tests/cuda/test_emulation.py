@@ -15,6 +15,7 @@ from fcdense.cuda import plan
 from fcdense.cuda.functor import functor
 from fcdense.cuda.tuning import Only
 from tests import emulation
+from tests.cuda.accuracy import NAMES, assert_accurate, assert_as_good_as_bfloat16
 from tests.cuda.work import F32, KINDS, WORK, layer, undamaged, upload, whole_numbers
 from tests.emulation import ORDERS, EmulatedDriver
 
@@ -26,32 +27,14 @@ def backend() -> CudaBackend:
     return CudaBackend(EmulatedDriver())
 
 
-@pytest.mark.parametrize("name", sorted(set(activations.names()) - {"softmax", "log_softmax"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_activations(name: str, backend: CudaBackend) -> None:
-    act = activations.get(name)
-    x = np.concatenate([np.linspace(-9, 9, 241), [0.0, -0.0, 1e-30, -87.5, 88.5, np.nan]]).astype(np.float32)
-    y, slope = (backend.empty(x.shape, F32) for _ in range(2))
-    backend.map(act.forward_with_derivative, upload(backend, x), out=(y, slope))
-    with np.errstate(all="ignore"):
-        exact = emit.apply(act.forward_with_derivative, x.astype(np.float64))
-    for ours, theirs in zip((y, slope), exact, strict=True):
-        bound = 4 * np.finfo(np.float32).eps * np.maximum(1.0, np.abs(theirs)) + 1e-37
-        with np.errstate(all="ignore"):
-            wrong = ~(np.abs(backend.to_host(ours) - theirs) <= bound) & np.isfinite(theirs)
-        assert not wrong.any(), f"{name} at {x[wrong]}: {backend.to_host(ours)[wrong]}, not {theirs[wrong]}"
-        np.testing.assert_array_equal(np.isnan(backend.to_host(ours)), np.isnan(theirs))
+    assert_accurate(name, backend)
 
 
-@pytest.mark.parametrize("name", sorted(set(activations.names()) - {"softmax", "log_softmax"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_approximations_are_as_good_as_bfloat16(name: str, backend: CudaBackend) -> None:
-    act = activations.get(name)
-    x = np.linspace(-9, 9, 241).astype(ml_dtypes.bfloat16)
-    y, slope = (backend.empty(x.shape, x.dtype) for _ in range(2))
-    backend.map(act.forward_with_derivative, upload(backend, x), out=(y, slope))
-    exact = emit.apply(act.forward_with_derivative, x.astype(np.float64))
-    for ours, theirs in zip((y, slope), exact, strict=True):
-        error = np.abs(backend.to_host(ours).astype(np.float64) - theirs)
-        assert (error <= 1.25 * 2.0**-8 * np.maximum(1.0, np.abs(theirs))).all(), f"{name}: {error.max()}"
+    assert_as_good_as_bfloat16(name, backend)
 
 
 def test_only_bfloat16_is_approximated() -> None:
