@@ -1,8 +1,9 @@
 """The speed of light: the time of a case on a GPU if each kernel reached the rates that this very run has measured.
 
 A kernel takes as long as its operations at the rate of the fastest product of that dtype, or as its bytes at the rate
-of the copy, or as a kernel of one thread in a graph, whichever is the longest. Bytes are counted as if every matrix
-were read or written once, activations and their derivatives took part in the products, and nothing else were moved.
+of the fastest copy, ours or another, or as a kernel of one thread in a graph, whichever is the longest. Bytes are
+counted as if every matrix were read or written once, activations and their derivatives took part in the products, and
+nothing else were moved.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from .results import Results, Row
 
 ONE_TILE = 256
 """Classes up to which a product's tile holds whole rows, so that the loss needs no pass of its own."""
+COPIES = ("copy", "memcpy")
+"""The passes over memory that set the rate for bytes."""
 
 
 class Kernel(NamedTuple):
@@ -108,6 +111,6 @@ def rates(results: Results) -> Rates:
         if row.question == "products":
             dtype = row.case["dtype"]
             products[dtype] = max(products.get(dtype, 0.0), row.flops / row.median_s)
-    copies = [row.nbytes / row.median_s for row in rows if row.case.get("what") == "copy"]
+    copies = [row.nbytes / row.median_s for row in rows if row.case.get("what") in COPIES]
     kernels = [row.median_s for row in rows if row.case.get("how") == "kernel in a graph"]
     return Rates(products, max(copies, default=0.0), min(kernels, default=0.0))

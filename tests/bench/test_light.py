@@ -123,6 +123,20 @@ def test_rates_are_the_best_of_the_run() -> None:
     assert found.kernel == 1.5e-6
 
 
+@pytest.mark.parametrize(
+    "fastest", [("cuda:0", "copy"), ("cuda:0", "memcpy"), ("cuda_cupy", "copy")], ids=lambda who: " ".join(who)
+)
+def test_an_update_is_held_against_the_fastest_copy(fastest: tuple[str, str]) -> None:
+    """All copies take 2 us but one, which takes 1 us; AdamW moves 3.5 times their bytes in 7 us."""
+    copies = [
+        row(name, 1e-6 if (name, what) == fastest else 2e-6, what, case={"what": what}, work=[[0, 800]])
+        for name, what in (("cuda:0", "copy"), ("cuda:0", "memcpy"), ("cuda_cupy", "copy"))
+    ]
+    update = row("cuda:0", 7e-6, "adamw", case={"what": "adamw"}, work=[[0, 2800]], flops=0)
+    light = rates(results(*copies, update)).seconds(update)
+    assert light == pytest.approx(3.5e-6)
+
+
 def test_without_a_rate_there_is_no_light() -> None:
     kernel = Kernel(10, 10)
     assert HOPPER.seconds(made([kernel], "cpu")) is None

@@ -22,7 +22,7 @@ from fcdense.bench.questions.train import Train
 from tests import emulation
 from tests.emulation import EmulatedDriver
 
-LAUNCHES, PASSES, PRODUCTS = 5, 2, 3
+LAUNCHES, PASSES, PRODUCTS = 5, 3, 3
 """Cases of a question; products for each size."""
 
 GPU = {"name": "Chip 200", "architecture": "sm_90", "multiprocessors": 2, "memory_bytes": 1, "l2_bytes": 1}
@@ -91,7 +91,9 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
     monkeypatch.setattr(cli.runner.machine, "gpu", lambda: dict(GPU))
     monkeypatch.setattr(products, "MOST_IN_TURN", 2)
     monkeypatch.setattr(launch, "IN_A_GRAPH", 3)
-    monkeypatch.setattr(bandwidth, "cases", lambda grid: [bandwidth.Pass(what, 1000) for what in ("copy", "adamw")])
+    monkeypatch.setattr(
+        bandwidth, "cases", lambda grid: [bandwidth.Pass(what, 1000) for what in ("copy", "memcpy", "adamw")]
+    )
     sizes = Grid(sizes=((40, 24, 16),), activations=("gelu_tanh",), dtype="bfloat16")
     small = Grid(networks=((16, 8, 8),), batches=(12,), optimizers=("sgd",), dtype="bfloat16")
     parts = ((("launch", "bandwidth"), Grid()), (("products",), sizes), (("train",), small))
@@ -152,12 +154,12 @@ def test_options_narrow_it(candidates: list[Local], tmp_path: Path) -> None:
 def test_when_the_time_is_over_nothing_is_begun(
     candidates: list[Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute passes with each case; the first products are the eighth."""
+    """50 seconds pass with each case; the first product is the ninth."""
     now = [0.0]
     run = cli.runner.run
 
     def slowly(*arguments: Any) -> Any:
-        now[0] += 60.0
+        now[0] += 50.0
         return run(*arguments)
 
     monkeypatch.setattr(cli.runner, "run", slowly)
@@ -172,7 +174,7 @@ def test_when_the_time_is_over_nothing_is_begun(
         "train 16-8-8, batch 12 (relu, bfloat16, sgd)",
     ]
     assert data["missing"] == {"cuda_jax": "there is no JAX."} | dict.fromkeys(over, cli.OVER)
-    assert candidates[0].patiences == [225.0] * 4 + [210.0, 150.0, 90.0, 30.0]
+    assert candidates[0].patiences == [225.0] * 5 + [200.0, 150.0, 100.0, 50.0]
     monkeypatch.setattr(cli, "find", lambda *_: (candidates, {}))
     again_measured: list[str] = []
 
@@ -185,7 +187,7 @@ def test_when_the_time_is_over_nothing_is_begun(
     assert again_measured == over
     again = json.loads(path.read_text())
     assert again["missing"] == {"cuda_jax": "there is no JAX."}
-    assert len(again["rows"]) == 15
+    assert len(again["rows"]) == LAUNCHES + PASSES + 2 * PRODUCTS + 2
 
 
 def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local], tmp_path: Path) -> None:
