@@ -243,5 +243,6 @@ def test_small_sizes(candidates: list[Local], tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_on_a_gpu(tmp_path: Path) -> None:
     check_small_sizes(tmp_path / "a.json")

@@ -16,22 +16,27 @@ part() {
     [[ ${PIPESTATUS[0]} -eq 0 ]] || failed+=("$name")
 }
 
-tests=(python3 -m pytest -q -p no:cacheprovider -m gpu)
+tests=(python3 -m pytest -q -p no:cacheprovider)
+workers=()
+python3 -c 'import xdist' 2>/dev/null && workers=(-n 8) # most of the time goes into compiling kernels
 nvidia-smi || exit 1
 command -v compute-sanitizer >/dev/null || echo 'compute-sanitizer is not on the PATH: memory and races are not checked.'
 part info 40 python3 -m fcdense info
-part driver 80 "${tests[@]}" tests/gpu tests/bench/test_whole.py tests/kernels/test_gpu_dense.py
-workers=()
-python3 -c 'import xdist' 2>/dev/null && workers=(-n 8) # most of the time goes into compiling kernels
-part contract 80 "${tests[@]}" "${workers[@]}" tests/backends/test_contract.py
+# OpenBLAS, with which products are compared, has as many threads as cores: eight times too many beside each other.
+part driver 80 env OPENBLAS_NUM_THREADS=2 "${tests[@]}" "${workers[@]}" -m 'gpu and not alone' \
+    tests/gpu tests/kernels/test_gpu_dense.py
+part alone 60 "${tests[@]}" -rP -m 'gpu and alone' tests/bench/test_whole.py tests/gpu
+part contract 70 "${tests[@]}" "${workers[@]}" -m gpu tests/backends/test_contract.py
 commit=()
 [[ -n ${2:-} ]] && commit=(--commit "$2")
-rest=$((390 - SECONDS)) # of eight minutes, without the sanitizers
+sanitizers=0
+command -v compute-sanitizer >/dev/null && sanitizers=84
+rest=$((474 - sanitizers - SECONDS)) # of eight minutes
 part bench "$rest" python3 -m bench --device cuda --time-limit $((rest - 40)) "${commit[@]}" --json "$folder/bench.json"
-if command -v compute-sanitizer >/dev/null; then
+if ((sanitizers)); then
     # It starts Python by itself, which has to end with it: another timeout, as this one reaches both.
     sanitizer=(timeout -s INT -k 5 35 compute-sanitizer --launch-timeout 0 --error-exitcode 9)
-    work=("${tests[@]}" tests/gpu/test_products.py -k 'exact and not 2048 and not library')
+    work=("${tests[@]}" -m gpu tests/gpu/test_products.py -k 'exact and not 2048 and not library')
     # Calls that fail are none of its business: to ask whether an event is over does, as long as it is not.
     part memcheck 42 "${sanitizer[@]}" --tool memcheck --report-api-errors no "${work[@]}"
     part racecheck 42 "${sanitizer[@]}" --tool racecheck "${work[@]}"

@@ -129,6 +129,7 @@ def test_arrays_of_a_callers_stream(backend: Any) -> None:
             np.testing.assert_array_equal(there, 2 * given + 1)
 
 
+@pytest.mark.alone
 def test_what_is_too_large_is_refused_and_all_goes_on(backend: Any) -> None:
     import cupy
 

@@ -79,6 +79,7 @@ def step_of(model: Any, optimizer: Any) -> Any:
     return step
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("captured", "steps"), [(True, 10_000), (False, 1_000)])
 def test_memory_stays_flat(captured: bool, steps: int) -> None:
     import cupy
