@@ -51,10 +51,15 @@ def too_large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> OutOfMemory:
     )
 
 
-class Allocator(Protocol):
-    """What arena and workspace ask of a backend."""
+class Buffers(Protocol):
+    """What lends arrays of undefined contents for as long as they are used."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
+
+
+class Allocator(Buffers, Protocol):
+    """What arena and workspace ask of a backend."""
+
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
 
 

@@ -10,7 +10,9 @@ from fcdense.arena import Array
 from fcdense.backends.base import ReplayedRounds
 from fcdense.backends.replay import Feed, Keep
 from fcdense.capture import Captured
+from fcdense.errors import OutOfMemory
 from fcdense.fixed_results import tensors_of
+from fcdense.log import logger
 from fcdense.recorded_step import Variant
 
 MEMORY = 4 * 2**20
@@ -47,8 +49,9 @@ class Rounds:
     def run(self, rows: Array) -> int:
         """Make rounds with `rows` (n, B) of the sources: n of them, or fewer; how many.
 
-        0 where the step has to be replayed by itself: there is no way to make rounds, or the next one would change
-        nothing, as a number of it is not finite. Such a round is not counted, and its random numbers are drawn again.
+        0 where the step has to be replayed by itself: there is no way to make rounds, or no memory for it, or the next
+        one would change nothing, as a number of it is not finite. Such a round is not counted, and its random numbers
+        are drawn again.
 
         Raises
         ------
@@ -96,7 +99,10 @@ class Rounds:
         keeps = [Keep(array, result) for array, result in zip(kept, self.results, strict=True)]
         keeps += [keep for part in self._parts for keep in part.keeps]
         keeps.append(Keep(np.ones(()), self._done))
-        self._run = variant.replay.rounds(feeds, keeps, self._go_on)
+        try:
+            self._run = variant.replay.rounds(feeds, keeps, self._go_on)
+        except OutOfMemory as error:
+            logger.info("steps are replayed one by one: %s", error)
 
     def _accepted(self, count: int) -> int:
         """How many rounds were made, without a last one that changed nothing."""

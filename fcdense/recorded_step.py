@@ -87,12 +87,16 @@ class Variant:
         try:
             second = Attempt(step, inputs)
             first.check_repeated(second)
-            made, witness = second.recording, second.witness
-            if made.backend is None:
-                raise CaptureError("The step computes nothing with tensors, so there is nothing to replay.")
+            self._keep(first, second, inputs)
         except BaseException:
             first.restore()
             raise
+
+    def _keep(self, first: Attempt, second: Attempt, inputs: FixedInputs) -> None:
+        """Make a replay of what was recorded twice."""
+        made, witness = second.recording, second.witness
+        if made.backend is None:
+            raise CaptureError("The step computes nothing with tensors, so there is nothing to replay.")
         self.calls: list[Call] = made.finished()
         self.result = second.result
         self.participants: Sequence[Replayed] = tuple(made.participants)
@@ -112,7 +116,7 @@ class Variant:
         kept = [leaf.gradient_array for leaf in readers if isinstance(leaf, Parameter)]
         kept += [tensor.array for tensor in tensors_of(self.result)]
         self.replay: Replay = made.backend.replay(self.calls, [array for array in kept if array is not None])
-        made.backend.workspace.release()  # the buffers of eager steps: a replay has its own
+        made.backend.release()  # the buffers of eager steps: a replay has its own
         self._inputs = inputs
         targets = [port.tensor.array for port in inputs.ports]
         is_host = all(isinstance(array, np.ndarray) for array in targets)

@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from fcdense.activation import Activation
-from fcdense.arena import Array, Workspace
+from fcdense.arena import Array, Buffers, Workspace
 from fcdense.backends.replay import Call, CallList, Feed, Keep, Replay
 from fcdense.errors import ContractError, DeviceError
 from fcdense.program import Program
@@ -106,6 +106,13 @@ class ReplayedRounds(Protocol):
         """Bring the host's numbers up to date after `count` rounds, none of which was refused."""
 
 
+class _Pool(threading.local):
+    """The workspace of each thread."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.workspace = Workspace(backend)
+
+
 class Backend(ABC):
     """One implementation of all primitives on one kind of device."""
 
@@ -118,7 +125,7 @@ class Backend(ABC):
     """Bytes that stay near what computes from one call to the next: in the L2 cache of a processor core."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._pool = _Pool(self)
 
     @property
     def is_recording(self) -> bool:
@@ -131,13 +138,13 @@ class Backend(ABC):
         return self
 
     @property
-    def workspace(self) -> Workspace:
+    def workspace(self) -> Buffers:
         """Temporary buffers, a pool for each thread."""
-        try:
-            workspace: Workspace = self._local.workspace
-        except AttributeError:
-            workspace = self._local.workspace = Workspace(self)
-        return workspace
+        return self._pool.workspace
+
+    def release(self) -> None:
+        """Let go of the temporary buffers of this thread that nobody uses."""
+        self._pool.workspace.release()
 
     @classmethod
     def primitives(cls) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,15 @@ class CudaBackend(Backend):
         self.products = Products(self.launcher, plan_of(driver) if plan is None else plan)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return self._made(self.driver.empty, shape, dtype)
+
+    def _made(self, make: Callable[..., Array], *given: Any) -> Array:
+        """A new array of the driver; where there is no room for it, also in place of buffers that nobody uses."""
         try:
-            return self.driver.empty(shape, dtype)
+            return make(*given)
         except OutOfMemory:
-            self.workspace.release()  # of what nobody uses
-            return self.driver.empty(shape, dtype)
+            self.release()
+            return make(*given)
 
     def broadcast_to(self, x: Array, shape: tuple[int, ...]) -> Array:
         np.broadcast_to(np.empty(x.shape, np.bool_), shape)  # raises where they do not fit
@@ -58,7 +62,7 @@ class CudaBackend(Backend):
         return self.driver.view(base, offset, shape, strides, dtype)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        return self.driver.upload(array)
+        return self._made(self.driver.upload, array)
 
     def adopt(self, array: Array) -> Array:
         return self.driver.adopt(array)

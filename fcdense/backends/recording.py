@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fcdense.arena import Array, Workspace
+from fcdense.arena import Array, Buffers
 from fcdense.backends import Device, known_devices
 from fcdense.backends.base import ADDED_TO, Backend, Replayed
 from fcdense.backends.liveness import Span, place
@@ -232,9 +232,9 @@ class RecordingBackend(Backend):
         self._recording.held += [(array, reason) for array in arrays]
 
     @property
-    def workspace(self) -> Workspace:
+    def workspace(self) -> Buffers:
         """No pool: every array is new, and `Recording.finished` finds places for them."""
-        return self if self._recording.is_here else self.inner.workspace  # type: ignore[return-value]
+        return self if self._recording.is_here else self.inner.workspace
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         array = self.inner.empty(shape, dtype)

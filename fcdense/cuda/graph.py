@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fcdense.arena import Array
+from fcdense.arena import Array, Buffers
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.replay import Call, Feed, Keep, Replay
 from fcdense.backends.spans import overlap
@@ -31,11 +31,15 @@ class Recorded(CudaBackend):
 
     def __init__(self, backend: CudaBackend, lane: int = 0) -> None:
         super().__init__(backend.driver, backend.products.plan, lane)
+        self._owner = backend
         self.temporaries = Temporaries(self)
 
     @property
-    def workspace(self) -> Any:
+    def workspace(self) -> Buffers:
         return self.temporaries
+
+    def release(self) -> None:
+        self._owner.release()
 
     def make(self, call: Call) -> str:
         """Launch what a call is made of; which of several kernels serves it and why, or ""."""

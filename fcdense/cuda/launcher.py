@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from fcdense import emit
-from fcdense.arena import Array, Workspace
+from fcdense.arena import Array, Buffers
 from fcdense.cuda import source
 from fcdense.cuda.driver import Driver
 from fcdense.cuda.functor import computed
@@ -25,13 +26,21 @@ SERIAL = 16
 """Numbers that a thread takes at least before a reduction is cut in parts; below `WHOLE` of them it is not cut."""
 WHOLE = 128
 FEWEST_COUNTERS = 1024
+FEWEST_SCALARS = 64
 
 
-class Lender(Protocol):
-    """Who lends the memory that lives no longer than a call."""
+class Lender(Buffers, Protocol):
+    """Who gives memory, and lends that which lives no longer than a call."""
 
     @property
-    def workspace(self) -> Workspace: ...
+    def workspace(self) -> Buffers: ...
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array: ...
+
+
+class _Scratch(threading.local):
+    """Memory that the launches of a thread share."""
+
+    live: Array | None = None
 
 
 class Launcher:
@@ -49,6 +58,7 @@ class Launcher:
         self.lane = lane
         self._lender = lender
         self._counters: list[Array] = []
+        self._scratch = _Scratch()
 
     def place(self, name: str, array: Array) -> dict[str, int]:
         """Where a matrix or vector lies, as the fields `name`, `name_row`, `name_column`."""
@@ -84,12 +94,21 @@ class Launcher:
             values = np.empty(body.n_scalars)
             emit.run(first, (), scalars, [values[k : k + 1].reshape(()) for k in range(len(values))])
             return body, values.tolist(), None
-        scalars = self.contiguous(scalars)
+        scalars, live = self.contiguous(scalars), self._live(body.n_scalars)
         if first.copies_scalars:
             return program, self.driver.address(scalars), scalars
-        live = self.empty((body.n_scalars,), FLOAT64)
         self._scalar_work(first, scalars, [live[k : k + 1] for k in range(body.n_scalars)])
         return body, self.driver.address(live), live
+
+    def _live(self, count: int) -> Array:
+        """So many numbers for the next launch of this thread.
+
+        Its launches come one after another and share them, so that only the first one asks for memory: an update of
+        several passes fails before it has changed anything, or not at all.
+        """
+        if self._scratch.live is None or self._scratch.live.size < count:
+            self._scratch.live = self._lender.empty((max(count, FEWEST_SCALARS),), FLOAT64)
+        return self._scratch.live[:count]
 
     def _scalar_work(self, program: Program, scalars: Array, cells: Sequence[Array]) -> None:
         """A program of scalars alone into single numbers of float64."""
@@ -147,7 +166,7 @@ class Launcher:
     def arrivals(self, count: int) -> Array:
         """So many counters or more, which are 0 between launches."""
         if not self._counters or self._counters[-1].size < count:  # what was recorded goes on with those before
-            self._counters.append(self.driver.upload(np.zeros(max(count, FEWEST_COUNTERS), np.uint32)))
+            self._counters.append(self._lender.from_host(np.zeros(max(count, FEWEST_COUNTERS), np.uint32)))
         return self._counters[-1]
 
     def reduce(
