@@ -98,6 +98,7 @@ class Port:
     def _send(self, array: Array) -> None:
         backend = self.tensor.device.backend
         backend.copy(backend.from_host(array) if isinstance(array, np.ndarray) else array, out=self.tensor.array)
+        self.tensor.version.bump()
 
 
 class FixedInputs:

@@ -78,8 +78,8 @@ class ElementwiseLoss:
         prediction = targets.wide(prediction)
         targets.check(self.__name__, prediction, target, self.of_logits)
         target = targets.beside(prediction, target)
-        if sample_weight is None and targets.is_unread(target) and not tape.needs_grad((target,)):
-            array = targets.unread_matching(target, prediction, self.of_logits).array
+        if sample_weight is None and targets.stays(target) and not tape.needs_grad((target,)):
+            array = targets.matching_there(target, prediction, self.of_logits).array
             return ops.elementwise_loss(self.program, prediction, array, None, 1.0 / prediction.size, scalars)
         array = targets.matching(target, prediction.shape)
         if self.of_logits:
@@ -213,7 +213,9 @@ def cross_entropy(
 
     Notes
     -----
-    A logit -inf adds nothing where t_bk = 0, and makes the loss infinite elsewhere.
+    A logit -inf adds nothing where t_bk = 0, and makes the loss infinite elsewhere. A target that is a tensor on a GPU
+    is looked at once, and again when it was written; class numbers out of range that CuPy writes into its memory later
+    make the loss NaN.
     Source of the smoothing: C. Szegedy et al. (2016), Rethinking the Inception architecture, CVPR, section 7.
     """
     targets.check("cross_entropy", prediction, target, of_logits=True)
@@ -232,16 +234,16 @@ def cross_entropy(
     # Logits of bfloat16 beside classes are taken as they are. float16 needs its scale before a gradient is rounded.
     z = prediction if prediction.dtype.kind == "V" else targets.wide(prediction)
     logits = z.reshape(-1, prediction.shape[-1])
-    if targets.is_unread(target):
-        options = {
-            "sample_weight": sample_weight,
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing or None,
-            "class_weight": class_weight,
-        }
-        unread, scale = targets.unread_classes(target, prediction, options)
-        logits = logits if unread.ndim == 1 else targets.wide(logits)
-        return ops.softmax_cross_entropy(logits, unread.array, None, scale)
+    options = {
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing or None,
+        "class_weight": class_weight,
+    }
+    if targets.stays(target, *options.values()):
+        there, scale = targets.classes_there(target, prediction, options)
+        logits = logits if there.ndim == 1 else targets.wide(logits)
+        return ops.softmax_cross_entropy(logits, there.array, None, scale)
     t, weight, scale = targets.class_terms(
         target, prediction.shape, sample_weight, ignore_index, label_smoothing, class_weight
     )

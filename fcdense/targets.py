@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -137,26 +137,37 @@ def classes(target: Any, shape: Shape, ignore_index: int | None) -> Array:
     return labels.reshape(-1).astype(np.int64, copy=False)
 
 
-def is_unread(target: Any) -> bool:
-    """Whether `target` is a tensor whose values are not there yet, because a step is being recorded."""
-    return isinstance(target, Tensor) and target.device.backend.is_recording
+def stays(target: Any, *options: Any) -> bool:
+    """Whether a loss, given these options, computes with the values of `target` where they are.
+
+    It is a tensor on a GPU, which the host does not read more often than it has to, or one whose values are not there
+    yet, because a step is being recorded.
+    """
+    if not isinstance(target, Tensor):
+        return False
+    backend = target.device.backend
+    return backend.is_recording or not (backend.is_host or any(option is not None for option in options))
 
 
-def _leave_unchecked() -> None:
-    if changes.witness is not None:
+def _look_at(target: Tensor, check: Callable[[], object], *about: Any) -> None:
+    """`check` the values of a target that `stays`, once; in a recording there are none."""
+    if not target.device.backend.is_recording:
+        target.check_once(check, *about)
+    elif changes.witness is not None:
         changes.witness.unchecked = True
 
 
-def unread_matching(target: Tensor, prediction: Tensor, of_logits: bool) -> Tensor:
-    """`matching` of a target that `is_unread`, in the dtype of the prediction."""
-    _check_matching(target.shape, prediction.shape)
+def matching_there(target: Tensor, prediction: Tensor, of_logits: bool) -> Tensor:
+    """`matching` of a target that `stays`, in the dtype of the prediction."""
+    shape = prediction.shape
+    _check_matching(target.shape, shape)
     if of_logits:
-        _leave_unchecked()
+        _look_at(target, lambda: probabilities(matching(target, shape)), "probabilities")
     return _in_c_order(target.detach().reshape(prediction.shape).astype(prediction.dtype))
 
 
-def unread_classes(target: Tensor, prediction: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """(t, scale) as of `class_terms` for a target that `is_unread`, given none of `options`.
+def classes_there(target: Tensor, prediction: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """(t, scale) as of `class_terms` for a target that `stays`, given none of `options`.
 
     Raises
     ------
@@ -169,8 +180,8 @@ def unread_classes(target: Tensor, prediction: Tensor, options: Mapping[str, Any
                 f"cross_entropy with {name} looks at its target on the host, which a recorded step cannot do. "
                 f"Leave {name} out, or do not capture this step."
             )
-    _leave_unchecked()
     shape = prediction.shape
+    _look_at(target, lambda: classes(target, shape, None), "classes", shape)
     rows, count = shape[:-1], shape[-1]
     if target.shape == shape:
         t = _in_c_order(target.detach().reshape(-1, count).astype(wide(prediction).dtype))
@@ -289,8 +300,10 @@ def _probability_rows(array: Array, count: int) -> Array:
 
 def _class_numbers(target: Any) -> Array:
     """The target as an array of numbers; text, objects and mixtures are refused by name."""
+    if isinstance(target, Tensor):
+        return numbers(target, "target")
     try:
-        array: Array = target.numpy() if isinstance(target, Tensor) else np.asarray(target)
+        array: Array = np.asarray(target)
     except ValueError:  # a list of items of different lengths
         array = np.array([None] * len(target), object)
         array[:] = list(target)

@@ -31,7 +31,7 @@ class Tensor(Variable):
     numbers take the tensor's dtype.
     """
 
-    __slots__ = ()
+    __slots__ = ("_passed",)
     array_functions: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
     """NumPy functions (not ufuncs) that have a counterpart for tensors."""
 
@@ -60,6 +60,17 @@ class Tensor(Variable):
     def copy(self) -> Tensor:
         """The same values in memory of their own."""
         return self.apply(operations.AsType(self.dtype), self)
+
+    def check_once(self, check: Callable[[], object], *about: Any) -> None:
+        """Call `check`, which reads the values, unless it has passed already, since a GPU stops for every reader.
+
+        It is called again once something was written into the tensor. What others write into memory that they share
+        with it is not seen.
+        """
+        key = self.version.number, *about
+        if getattr(self, "_passed", None) != key:
+            check()
+            self._passed = key
 
     # operations
 
