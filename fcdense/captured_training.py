@@ -157,8 +157,8 @@ class CapturedTraining:
             return False
         return True
 
-    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Prediction and loss.
+    def run(self, batch: Batch) -> tuple[Tensor, float]:
+        """Prediction, and the loss, which is read with all else that is known of an update.
 
         Raises
         ------
@@ -170,8 +170,8 @@ class CapturedTraining:
         if self._check is not None:
             self._check(batch)
         with np.errstate(all="ignore"):
-            result: tuple[Tensor, Tensor] = captured.replay() if batch is self._fixed else captured(batch.x, batch.y)
-        return result
+            prediction, loss = captured.replay() if batch is self._fixed else captured(batch.x, batch.y)
+        return prediction, self._trainer.optimizer.checked_loss if self._updates else loss.item()
 
     def for_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """Both as they are, or copies for metrics that may keep them: the next step writes into the same arrays."""

@@ -317,11 +317,11 @@ class Trainer:
         optimizer = self.optimizer
         skipped, norm = optimizer.skipped_steps, optimizer.gradient_norm
         try:
-            prediction, loss = capturing.run(batch)
+            prediction, value = capturing.run(batch)
         except CaptureError:
             capturing.forget()
             return False
-        weight, value = float(len(batch.x)), loss.item()
+        weight = float(len(batch.x))
         if not math.isfinite(value):
             # As where the loss is looked at before there are gradients.
             optimizer.skipped_steps, optimizer.gradient_norm = skipped, norm

@@ -28,13 +28,14 @@ def words(allocator: Allocator, values: Sequence[float]) -> Array:
 
 @cache
 def decision(spans: int, scales: int, is_divided: bool = False) -> Program:
-    """(; s, clip_norm, loss, L, the sum of squares of each span) -> (n, finite, the scale of the gradients as often).
+    """(; s, clip_norm, L, the sum of squares of each span, loss) -> (n, finite, the scale of the gradients as often).
 
     n = |s| sqrt(sum of squares); finite = 1 where n and the loss are, else 0; scale = s min(1, clip_norm / (n + 1e-6)).
     `is_divided`, s / L stands for s: L is the loss scale.
     """
 
-    def function(asked: Any, limit: Any, loss: Any, divisor: Any, total: Any, *others: Any) -> tuple[Any, ...]:
+    def function(asked: Any, limit: Any, divisor: Any, total: Any, *rest: Any) -> tuple[Any, ...]:
+        *others, loss = rest
         for squares in others:
             total = total + squares
         if is_divided:
@@ -73,11 +74,11 @@ class Gate:
         allocators: Mapping[Device, Allocator],
     ) -> None:
         here = self._on = gradients[0][0]
-        self._given = words(allocators[here], [1.0, np.inf, 0.0, 1.0, *[0.0] * len(gradients)])
-        self._answer = words(allocators[here], [0.0, 0.0])
-        self.norm, finite = self._answer[0, ...], self._answer[1, ...]
-        self._loss, self._loss_scale = self._given[2, ...], self._given[3, ...]
-        cells = [self._given[4 + i, ...] for i in range(len(gradients))]
+        numbers = words(allocators[here], [1.0, np.inf, 1.0, *[0.0] * len(gradients), 0.0, 0.0, 0.0])
+        self._given, self._told = numbers[:-2], numbers[-3:]
+        self._loss, self.norm, finite = (self._told[i, ...] for i in range(3))
+        self._loss_scale = self._given[2, ...]
+        cells = [self._given[3 + i, ...] for i in range(len(gradients))]
         self._spans = [
             (on, gradient, cell if on == here else words(allocators[on], [0.0])[0, ...], cell)
             for (on, gradient), cell in zip(gradients, cells, strict=True)
@@ -123,10 +124,10 @@ class Gate:
         for on, scale in self._far_scales if changes_scale else ():
             on.backend.copy(carried(self._scales[0], self._on, on), out=scale)
 
-    def read(self) -> tuple[float, bool]:
-        """The norm, and whether the step took place."""
-        norm, finite = self._on.backend.to_host(self._answer).tolist()
-        return norm, bool(finite)
+    def read(self) -> tuple[float, float, bool]:
+        """The loss (0 where none was looked at), the norm, and whether the step took place."""
+        loss, norm, finite = self._on.backend.unrecorded.to_host(self._told).tolist()
+        return loss, norm, bool(finite)
 
 
 def carried(array: Array, source: Device, target: Device) -> Array:

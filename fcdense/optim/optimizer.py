@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fcdense.backends import Backend
 from fcdense.errors import ArgumentError, CaptureError, FcdenseError, FormatError, ShapeError, unknown_name
 from fcdense.optim import schedules, state
+from fcdense.optim.counts import Counts, told
 from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.ranges import FLAG, LIMIT, NOT_NEGATIVE, Range, checked
 from fcdense.optim.slots import Slots
@@ -65,6 +66,8 @@ class Optimizer(ABC):
         Steps done, and steps left out because of a gradient that is not finite.
     gradient_norm : float or None
         n of the last step, before clipping; None where the step had no need of it.
+    checked_loss : float
+        The loss that the last step was to look at (``check_finite=loss``).
 
     Raises
     ------
@@ -76,6 +79,11 @@ class Optimizer(ABC):
     hyper: ClassVar[Mapping[str, Range]] = {}
     decoupled: ClassVar[bool] = False
     """Whether weight decay acts on the weights instead of the gradient."""
+
+    steps: int = told("steps")
+    skipped_steps: int = told("skipped_steps")
+    gradient_norm: float | None = told("gradient_norm")
+    checked_loss: float = told("checked_loss")
 
     def __init__(
         self,
@@ -93,8 +101,7 @@ class Optimizer(ABC):
         if exclude is not None and not callable(exclude):
             exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self._exclude = exclude
-        self.steps = self.skipped_steps = 0
-        self.gradient_norm: float | None = None
+        self._counts = Counts()
         self._programs: dict[tuple[bool, bool, int], Program] = {}
         self._recorder: weakref.ref[Backend] | None = None
         self._memory = Slots(self.slots)
@@ -138,7 +145,8 @@ class Optimizer(ABC):
     @property
     def learning_rate(self) -> float:
         """The rate of the next step. Set it to a number or a schedule at any time."""
-        return self._schedule(self.steps)
+        schedule = self._schedule
+        return schedule.value if isinstance(schedule, schedules.Constant) else schedule(self.steps)
 
     @learning_rate.setter
     def learning_rate(self, value: Rate) -> None:
@@ -195,7 +203,8 @@ class Optimizer(ABC):
 
         Inside of a captured step the update is recorded, not made, and True is returned. Each replay then takes the
         learning rate of its own step, advances `steps` or `skipped_steps`, and sets `gradient_norm`; `gradient_scale`
-        stays what it was. An optimizer steps once in a captured step.
+        stays what it was. An optimizer steps once in a captured step. A GPU is asked what a replay did when you are, or
+        when a schedule needs `steps`: who asks after each replay waits for each.
 
         Parameters
         ----------
@@ -232,6 +241,7 @@ class Optimizer(ABC):
                 f"loss_scale is {loss_scale!r}; expected an fc.LossScale, which keeps the number itself."
             )
         is_gated = clips or loss_scale is not None or loss is not None or bool(check_finite)
+        self._counts.settle()
         plan = self._memory.plan(self._decays, self._own_scalars)
         # What is rounded in the pass that updates it need not be copied before the next products.
         shadows = [s for arena in plan.arenas for s in arena.shadows.values() if s.is_worth_updating]
@@ -330,6 +340,7 @@ class Optimizer(ABC):
         self._memory.restore(*found["parameters"])
 
     def __getstate__(self) -> dict[str, Any]:
+        self._counts.settle()
         return {**self.__dict__, "_programs": {}, "_recorder": None}
 
     def _decays(self, parameter: Parameter) -> bool:

@@ -74,6 +74,11 @@ class Plan:
         """For steps that look at the gradients first."""
         return Gate(self.gradients, self.scalars, self.allocators)
 
+    def updates(self) -> int:
+        """How many updates those of the first clock have had, as their device counts them."""
+        on, scalars = self.scalars[0]
+        return int(on.backend.unrecorded.to_host(scalars)[2]) - 1
+
 
 class Slots:
     """The slots of some parameters: for each of their arenas, one buffer of the arena's layout per slot.

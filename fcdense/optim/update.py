@@ -32,14 +32,26 @@ class Update:
         The copies of parameters that the primitives bring up to date as well.
     """
 
-    __slots__ = ("__weakref__", "_is_gated", "_optimizer", "_scale", "_settings", "_shadows", "plan")
+    __slots__ = (
+        "__weakref__",
+        "_counts",
+        "_is_apart",
+        "_is_gated",
+        "_optimizer",
+        "_scale",
+        "_settings",
+        "_shadows",
+        "plan",
+    )
 
     def __init__(
         self, optimizer: Optimizer, plan: Plan, is_gated: bool, scale: float, shadows: Sequence[Shadow]
     ) -> None:
         self.plan = plan
         self._optimizer = optimizer
+        self._counts = optimizer._counts
         self._is_gated = is_gated
+        self._is_apart = is_gated and not plan.passes[0].on.backend.is_host  # who reads what it did stops a GPU
         self._scale = scale
         self._settings = -1
         self._shadows = shadows
@@ -61,6 +73,9 @@ class Update:
             The optimizer or its parameters were changed since the step was recorded.
         """
         self.check()
+        waiting = self._counts.plan
+        if waiting is not None and not (waiting is self.plan and self._is_apart and not self._host_acts()):
+            self._counts.settle()
         self.prepare(self._optimizer.learning_rate)
 
     def check(self) -> None:
@@ -74,17 +89,25 @@ class Update:
             self._settings = changes.settings.number
 
     def after_replay(self) -> None:
-        """Count the step."""
-        self.finish()
+        """Count the step, or let that wait."""
+        if self._is_apart and not self._host_acts():
+            self.note_changes()  # also where nothing was changed, which is not known yet
+            self._counts.wait(self.plan)
+        else:
+            self.finish()
+
+    def _host_acts(self) -> bool:
+        """Whether the host has something to do after a step that was made."""
+        return any(parameter.constraint is not None for parameter in self.plan.parameters)
 
     def finish(self) -> bool:
         """Count the step, and apply constraints; False if it was skipped."""
-        optimizer = self._optimizer
-        optimizer.gradient_norm = None
+        counts = self._counts
+        counts.gradient_norm = None
         if self._is_gated:
-            optimizer.gradient_norm, is_done = self.plan.gate.read()
+            counts.checked_loss, counts.gradient_norm, is_done = self.plan.gate.read()
             if not is_done:
-                optimizer.skipped_steps += 1
+                counts.skipped_steps += 1
                 return False
         self.count(1)
         return True
@@ -92,9 +115,7 @@ class Update:
     def count(self, steps: int) -> None:
         """Count so many steps that were made, and apply constraints."""
         self.note_changes()
-        for clock in self.plan.clocks:
-            clock.count += steps
-        self._optimizer.steps += steps
+        self._counts.count(self.plan, steps)
         for parameter in self.plan.parameters:
             if parameter.constraint is not None:
                 parameter.assign(parameter.constraint(parameter.numpy()))

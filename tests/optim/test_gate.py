@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_python(rng, scale, limit, scales):
     for span in spans:
         total += float(np.dot(span, span))
     norm = abs(scale) * math.sqrt(total)
-    assert gate.read() == (norm, True)
+    assert gate.read() == (0.0, norm, True)
     assert [s.tolist() for s in scalars] == [[0.1, scale * min(1.0, limit / (norm + 1e-6)), 1.0]] * scales
     assert gate.flag(CHECKED) == 1.0
 
@@ -62,7 +62,7 @@ def test_without_clipping_the_scale_is_the_callers():
     gate, ((_, scale, _),) = gate_of([3.0, 4.0])
     gate.ask(1.0, None)
     gate.decide(None, False)
-    assert gate.read() == (5.0, True)
+    assert gate.read() == (0.0, 5.0, True)
     assert scale == 7.0
 
 
@@ -73,12 +73,13 @@ def test_numbers_that_are_not_finite(bad, where):
     gate.ask(1.0, None)
     for loss in (bad if where == "loss" else 1.0, 0.0):
         gate.decide(tensor(np.array([loss], np.float32), device=CHECKED), False)
-        norm, finite = gate.read()
+        seen, norm, finite = gate.read()
+        assert repr(seen) == repr(loss)
         assert finite is (where == "loss" and loss == 0.0)
         assert math.isfinite(norm) is (where == "loss")
         assert float(gate.flag(CHECKED)) == finite
     gate.decide(None, False)  # what the loss was does not count any more
-    assert gate.read()[1] is (where == "loss")
+    assert gate.read()[2] is (where == "loss")
 
 
 def test_one_program_for_as_many_spans():
