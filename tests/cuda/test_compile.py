@@ -56,6 +56,8 @@ INSTRUCTIONS = {
 """What the machine code of a product has, by what it multiplies and whether the chip is at least an sm_80."""
 ALONG = {"forward": (True, False), "input gradient": (True, True), "weight gradient": (False, False)}
 """Whether lines of A and of B go along the depth."""
+PROGRAMS = {"forward": ("linear", "mish"), "input gradient": ("linear", "mish"), "weight gradient": ("linear",)}
+"""A short one and a long one; the gradient of weights is stored as it is."""
 ONE, FOUR = Vector(1), Vector(4, frozenset({1}))
 
 
@@ -96,13 +98,13 @@ def product(choice: Choice, along: tuple[bool, bool], copy: tuple[int, int], nam
 
 
 def products(architecture: str, kind: str) -> dict[Kernel, str]:
-    """Each main loop of a kind, forward and back, with a short program and with a long one; and what to call it."""
+    """Each main loop of a kind, forward and back, with its programs; and what to call it."""
     return {
         product(choice, along, (16, 16), name, FOUR): f"{choice}, {role}, {name}"
         for choice in choices(architecture)
         if kind_of(choice) == kind
         for role, along in ALONG.items()
-        for name in ("linear", "mish")
+        for name in PROGRAMS[role]
     }
 
 
