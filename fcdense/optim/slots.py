@@ -74,6 +74,11 @@ class Plan:
         """For steps that look at the gradients first."""
         return Gate(self.gradients, self.scalars, self.allocators)
 
+    @property
+    def has_constraints(self) -> bool:
+        """Whether the host has something to do after a step that was made."""
+        return any(parameter.constraint is not None for parameter in self.parameters)
+
     def updates(self) -> int:
         """How many updates those of the first clock have had, as their device counts them."""
         on, scalars = self.scalars[0]

@@ -74,7 +74,7 @@ class Update:
         """
         self.check()
         waiting = self._counts.plan
-        if waiting is not None and not (waiting is self.plan and self._is_apart and not self._host_acts()):
+        if waiting is not None and not (waiting is self.plan and self._may_wait()):
             self._counts.settle()
         self.prepare(self._optimizer.learning_rate)
 
@@ -90,15 +90,15 @@ class Update:
 
     def after_replay(self) -> None:
         """Count the step, or let that wait."""
-        if self._is_apart and not self._host_acts():
+        if self._may_wait():
             self.note_changes()  # also where nothing was changed, which is not known yet
             self._counts.wait(self.plan)
         else:
             self.finish()
 
-    def _host_acts(self) -> bool:
-        """Whether the host has something to do after a step that was made."""
-        return any(parameter.constraint is not None for parameter in self.plan.parameters)
+    def _may_wait(self) -> bool:
+        """Whether nobody has to know yet what a replay did."""
+        return self._is_apart and not self.plan.has_constraints
 
     def finish(self) -> bool:
         """Count the step, and apply constraints; False if it was skipped."""
@@ -141,7 +141,6 @@ class UpdateRounds:
         self._update = update
         self._optimizer = optimizer
         self._rates, self._norms = np.empty(most), np.full(most, np.nan)
-        self._needs_host = any(parameter.constraint is not None for parameter in plan.parameters)
         order = np.arange(most)
         self.feeds: Sequence[Feed] = [Feed(self._rates, order, scalars[:1]) for _, scalars in plan.scalars]
         self.keeps: Sequence[Keep] = [Keep(plan.gate.norm, self._norms)] if is_gated else []
@@ -150,7 +149,7 @@ class UpdateRounds:
     def before(self, count: int) -> int:
         """Make ready for `count` rounds, or for one where the host has to act after it or knows no further rate."""
         self._update.check()
-        rates = self._optimizer.rates(1 if self._needs_host else count)
+        rates = self._optimizer.rates(1 if self._update.plan.has_constraints else count)
         self._update.prepare(rates[0])
         self._rates[: len(rates)] = rates
         return len(rates)
