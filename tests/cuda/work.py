@@ -17,7 +17,7 @@ from fcdense.backends.base import Backend
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.replay import Feed, Keep
 from fcdense.program import trace
-from tests.cuda.test_rounds import DATA, Sums
+from tests.cuda.sums import DATA, Sums
 from tests.emulation import EmulatedDriver
 
 F32 = np.dtype(np.float32)
