@@ -97,7 +97,7 @@ class Port:
 
     def _send(self, array: Array) -> None:
         backend = self.tensor.device.backend
-        backend.copy(backend.from_host(array) if isinstance(array, np.ndarray) else array, out=self.tensor.array)
+        (backend.write if isinstance(array, np.ndarray) else backend.copy)(array, out=self.tensor.array)
         self.tensor.version.bump()
 
 

@@ -11,6 +11,7 @@ from fcdense import changes
 from fcdense.arena import Arena, Array, Version
 from fcdense.backends import Device
 from fcdense.backends.base import Mode
+from fcdense.conversion import host_array, is_on_gpu
 from fcdense.errors import CaptureError, DeviceError, GraphError, ShapeError
 from fcdense.layout import Layout
 from fcdense.program import trace
@@ -111,12 +112,16 @@ class Parameter(Tensor):
         ShapeError, DTypeError, DeviceError
             The shapes differ, the values are not real numbers or lie elsewhere; nothing was copied.
         """
-        source = as_tensor(values, like=self)
+        on_host = not (isinstance(values, Tensor) or is_on_gpu(values))
+        source: Any = host_array(values, "the new values") if on_host else as_tensor(values, like=self)
         if source.shape != self.shape:
             raise ShapeError(f"Parameter '{self.name}' has shape {self.shape}; the new values have {source.shape}.")
-        if source.device != self.device:
+        if on_host:
+            self.device.backend.write(source.astype(self.dtype, copy=False), out=self.array)
+        elif source.device != self.device:
             raise DeviceError(f"Parameter '{self.name}' lies on {self.device}; the new values on {source.device}.")
-        self.device.backend.copy(source.array, out=self.array)
+        else:
+            self.device.backend.copy(source.array, out=self.array)
         self.version.bump()
 
     def __repr__(self) -> str:

@@ -37,7 +37,7 @@ class RandomState:
         self.generator = np.random.default_rng(sequence)
         self.words[...] = int(sequence.generate_state(1, np.uint64)[0]), 1
         for on, words in self._elsewhere.items():
-            on.backend.copy(on.backend.from_host(self.words), out=words)
+            on.backend.write(self.words, out=words)
 
     def forget_devices(self) -> None:
         """Leave the words of devices alone: in a forked process GPUs refuse to work."""

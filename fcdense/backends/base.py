@@ -175,6 +175,10 @@ class Backend(ABC):
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """The device's array with the contents of a NumPy array (that array itself if the device uses host memory)."""
 
+    def write(self, array: np.ndarray[Any, Any], *, out: Array) -> None:
+        """Copy a NumPy array into one of the device, cast to its dtype; a C-contiguous `out` takes no more memory."""
+        self.copy(self.from_host(array), out=out)
+
     def adopt(self, array: Array) -> Array:
         """A caller's CuPy array as one of this device, in the same memory; see `fcdense.cuda.driver.Driver.adopt`."""
         raise DeviceError(f"An array lies on a GPU, but it is used on {self.name}. Copy it first: cupy.asnumpy(array).")

@@ -64,6 +64,9 @@ class CudaBackend(Backend):
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return self._made(self.driver.upload, array)
 
+    def write(self, array: np.ndarray[Any, Any], *, out: Array) -> None:
+        out[...] = array
+
     def adopt(self, array: Array) -> Array:
         return self.driver.adopt(array)
 

@@ -143,7 +143,7 @@ class Slots:
         """Copy `arrays` into the slots of parameter `i`, cast to its dtype."""
         backend = self._places[i][0].backend
         for view, array in zip(self._views(i), arrays, strict=True):
-            backend.copy(backend.from_host(array), out=view)
+            backend.write(array, out=view)
 
     def _views(self, i: int) -> list[Array]:
         arena = self._arenas[i]

@@ -76,7 +76,7 @@ class Steps:
     def __init__(self, is_captured: bool, precision: str) -> None:
         fc.manual_seed(0)
         self.model = fc.nn.Sequential(
-            fc.nn.Dense(17, "gelu", in_features=FEATURES),
+            fc.nn.Dense(17, "gelu", in_features=FEATURES, kernel_constraint=fc.constraints.max_norm(0.9)),
             fc.nn.LayerNorm(in_features=17),
             fc.nn.Dense(CLASSES, in_features=17),
         )
