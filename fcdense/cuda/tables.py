@@ -7,7 +7,6 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from fcdense.cuda.plan import LIBRARY, NUMBA, Choice, Plan
 from fcdense.cuda.tiling import MmaTiling, SimtTiling
 from fcdense.errors import ArgumentError
 from fcdense.kernels import code_cache
+from fcdense.kernels.numba import gpu_compiler
 from fcdense.log import logger
 
 
 def plan_of(driver: Driver) -> Plan:
     """What a driver's products are served by: as measured, and else by counting."""
-    return Plan(driver.architecture, driver.library is not None, find_spec("numba_cuda") is not None, read(driver))
+    return Plan(driver.architecture, driver.library is not None, not gpu_compiler.refusal(), read(driver))
 
 
 def path_of(driver: Driver) -> Path:

@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import config, cuda
 
+from fcdense.kernels.numba.gpu_compiler import MISSING, refusal
+
 MOST_BLOCKS = 65_535
 """Along the second axis of a grid (CUDA C++ Programming Guide, Compute Capabilities)."""
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -297,7 +299,7 @@ def product(
     Raises
     ------
     ImportError
-        Without numba-cuda.
+        Without numba-cuda, or with a NumPy that it does not know.
     TypeError, ValueError
         For other arrays. Nothing was launched then.
     """
@@ -390,8 +392,6 @@ def dense_grad_weight(
 
 
 def _need_numba_cuda() -> None:
-    if cuda.implementation == "Built-in" and not config.ENABLE_CUDASIM:
-        raise ImportError(
-            "GPU kernels in Python need the package numba-cuda: pip install 'numba-cuda[cu13]', or [cu12], as "
-            "nvidia-smi names."
-        )
+    why = MISSING if cuda.implementation == "Built-in" else refusal()
+    if why and not config.ENABLE_CUDASIM:
+        raise ImportError(why)

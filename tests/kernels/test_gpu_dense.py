@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from numba import cuda, types
 
 from fcdense import activations, loops
 from fcdense.backends.programs import epilogue
+from fcdense.cuda import tables
 from fcdense.cuda.library import library_path
+from fcdense.cuda.plan import NUMBA, Choice, Problem
 from fcdense.errors import DeviceError
-from fcdense.kernels.numba import gpu_dense
+from fcdense.kernels.numba import gpu_compiler, gpu_dense
 from fcdense.kernels.numba.gpu_dense import Tiling
 from tests.kernels.simulated_gpu_dense import OnDevice
 
@@ -114,6 +117,22 @@ def test_without_numba_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         call()
 
 
+def test_a_numpy_that_numba_cuda_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before anything is compiled, and the plan leaves the kernel alone, also where a table names it."""
+    monkeypatch.setattr(cuda, "implementation", "NVIDIA")
+    monkeypatch.setattr(gpu_compiler, "find_spec", lambda name: name)
+    monkeypatch.setattr(np, "row_stack", np.vstack, raising=False)
+    assert gpu_compiler.refusal() == ""
+    monkeypatch.delattr(np, "row_stack")
+    with pytest.raises(ImportError, match=r"numba-cuda compiles nothing beside NumPy .* pip install 'numpy<2\.5'"):
+        call()
+    choice, small = Choice(NUMBA, "float32"), Problem("float32", 8, 8, 8, 16, True, False, False, "float32")
+    monkeypatch.setattr(tables, "read", lambda driver: {small.bucket: choice})
+    plan = tables.plan_of(SimpleNamespace(architecture="sm_90a", library=None))  # type: ignore[arg-type]
+    assert plan.choose(small).family == "simt"
+    assert choice not in plan.candidates(small)
+
+
 # ---- compiled --------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +153,9 @@ def careless_gelu(z: Any) -> Any:
 
 
 def needs(*libraries: str) -> None:
-    """Skip without one of NVIDIA's libraries, which a bare numba-cuda does not bring."""
+    """Skip without numba-cuda, or one of NVIDIA's libraries, which a bare one does not bring."""
+    if why := gpu_compiler.refusal():
+        pytest.skip(why)
     for name in libraries:
         try:
             library_path(name, name)
@@ -144,7 +165,6 @@ def needs(*libraries: str) -> None:
 
 def ptx(kernel: Any, dtype: np.dtype[Any], reads: int, writes: int, capability: tuple[int, int] = (8, 0)) -> str:
     """What numba-cuda makes of a kernel, without a GPU."""
-    pytest.importorskip("numba_cuda", reason="compiling for a GPU needs the extra numba-cuda13")
     needs("nvrtc", "nvvm")
     rows, columns, strided = (types.Array(types.float32 if dtype == F32 else types.float64, 2, k) for k in "CFA")
     signature = types.void(rows, columns, types.Tuple([strided] * reads), types.Tuple([rows] * writes))
@@ -203,7 +223,7 @@ def test_the_functions_that_fcdense_writes(name: str) -> None:
 @pytest.mark.parametrize("tiling", [gpu_dense.TILING, Tiling(128, 128, 8, 8, 8)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 def test_whole_numbers_are_exact_on_a_device(dtype: np.dtype[Any], tiling: Tiling) -> None:
-    pytest.importorskip("numba_cuda", reason="a GPU's kernels need the extra numba-cuda13")
+    needs()
     rng = np.random.default_rng(1)
     x, w, b, dz = (rng.integers(-4, 5, shape) for shape in ((200, 70), (70, 130), (130,), (200, 130)))
     on_device = [cuda.to_device(a.astype(dtype)) for a in (x, w, b, dz)]
