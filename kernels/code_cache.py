@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 
 logger = logging.getLogger("fcdense")
@@ -42,7 +43,7 @@ def keep(path: Path, code: bytes) -> None:
 def write(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)

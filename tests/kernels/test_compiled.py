@@ -8,8 +8,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,20 @@ def test_reading_is_fast() -> None:
         assert reload() is False
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.02
+
+
+def test_threads_keep_the_same_code_at_the_same_time(
+    folder: Path, messages: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those do that compile for two GPUs: each has its own file until it is whole."""
+    written, replace = threading.Barrier(2), os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (written.wait(10), replace(*paths)))
+    path = folder / "kernel.cubin"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(code_cache.keep, [path] * 2, [b"code"] * 2))
+    assert code_cache.read(path) == b"code"
+    assert list(folder.iterdir()) == [path]
+    assert not messages.getvalue()
 
 
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "altered", "removed", "only the checksum"])
