@@ -213,17 +213,25 @@ class CupyDriver(Driver):
 
     def upload(self, array: np.ndarray[Any, Any]) -> Array:
         made = self.empty(array.shape, array.dtype)
-        with self.device:
-            self._staging.send(array, made.data, self.stream)
+        self._send(array, made)
         return made
+
+    def _send(self, values: np.ndarray[Any, Any], target: Array) -> None:
+        try:
+            with self.device:
+                self._staging.send(values, target.data, self.stream)
+        except FAILURES as error:
+            raise DeviceError(
+                f"{self.name}: {values.nbytes:,} bytes were not sent: {error}. A kernel that was launched before has "
+                "failed, or the host has no pinned memory left."
+            ) from error
 
     def write(self, target: Array, value: Any) -> None:
         """Write into an array: another one of the device, or numbers of the host, broadcast and cast as NumPy does."""
         if not isinstance(value, cupy.ndarray):
             values = np.broadcast_to(np.asarray(value, target.dtype), target.shape)
             if target.flags.c_contiguous:
-                with self.device:
-                    self._staging.send(values, target.data, self.stream)
+                self._send(values, target)
                 return
             value = self.upload(values)
         flat = target.flags.c_contiguous and value.flags.c_contiguous
@@ -328,7 +336,12 @@ class CupyDriver(Driver):
         """Launch a graph, which works on `arrays`. One that is still running may be dropped (cuGraphExecDestroy)."""
         with self.device:
             self._queue.settle()
-            graph.launch(self._stream)
+            try:
+                graph.launch(self._stream)
+            except FAILURES as error:
+                raise DeviceError(
+                    f"{self.name}: a recorded step was not launched, or a kernel before it has failed: {error}."
+                ) from error
 
 
 def _allocate(queue: LaunchQueue, size: int) -> Any:

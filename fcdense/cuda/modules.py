@@ -74,9 +74,12 @@ class Modules:
                     asked = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                     cuda.funcSetAttribute(function.ptr, asked, kernel.shared)
         except FAILURES as error:
+            cure = "Does nvidia-smi name an older CUDA than that of the libraries?"
+            if "out of memory" in str(error):
+                cure = "Free some of its memory: who else uses it? nvidia-smi shows them."
             raise DeviceError(
                 f"{self._name} does not load '{kernel.name}' for {self._architecture}, {kernel.shared} bytes of shared "
-                f"memory: {error}. Does nvidia-smi name an older CUDA than that of the libraries?"
+                f"memory: {error}. {cure}"
             ) from error
         return Function(function, np.dtype(f"V{kernel.arguments.itemsize}"))
 

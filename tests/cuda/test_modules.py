@@ -14,7 +14,8 @@ from fcdense.cuda import compile as compiling
 from fcdense.errors import DeviceError
 from tests import emulation
 from tests.cuda import fake_cupy
-from tests.cuda.fake_cuda import Machine
+from tests.cuda.fake_cuda import CUDADriverError, Machine
+from tests.cuda.fake_streams import CUDARuntimeError
 from tests.cuda.test_cupy_driver import KERNEL, U64, WORK, advance, arguments, driver_of, next_stream, numbers, words
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
@@ -176,7 +177,7 @@ def test_a_failure_drops_what_came_after_it(driver: Any, machine: Machine, compi
 
 def test_a_failed_launch_drops_what_came_after_it(driver: Any, machine: Machine, compiler: Compiler) -> None:
     state, out = words(driver, 7, 1), words(driver, 0, 0)
-    machine.fails["launchKernel"] = fake_cupy.fake_cuda.CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS")
+    machine.fails["launchKernel"] = CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS")
     for kernel in others(3):
         driver.launch(kernel, (1, 1, 1), arguments(driver, state, out))
     compiler.open.set()
@@ -206,3 +207,33 @@ def test_threads_see_each_others_launches(driver: Any, compiler: Compiler) -> No
     compiler.is_done_in(0.02)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(numbers, driver, out).result() == [7, 1]
+
+
+def test_failures_are_named(driver: Any, machine: Machine) -> None:
+    state, out = words(driver, 7, 1), words(driver, 0, 0)
+    machine.fails["moduleLoadData"] = CUDADriverError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+    with pytest.raises(DeviceError, match=r"UNSUPPORTED_PTX_VERSION\. Does nvidia-smi name an older CUDA"):
+        advance(driver, state, out)
+        driver.download(out)
+    machine.fails["moduleLoadData"] = CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+    with pytest.raises(DeviceError, match=r"out of memory\. Free some of its memory"):
+        advance(driver, state, out)
+        driver.download(out)
+    machine.fails["memcpyAsync"] = CUDARuntimeError("cudaErrorIllegalAddress")
+    with pytest.raises(DeviceError, match="cuda:0: 16 bytes were not sent: cudaErrorIllegalAddress"):
+        state[...] = np.array([0, 0], np.uint64)
+    machine.fails["memcpyAsync"] = CUDARuntimeError("cudaErrorIllegalAddress")
+    with pytest.raises(DeviceError, match="cuda:0: 16 bytes were not sent"):
+        words(driver, 0, 0)
+    machine.fails["launchKernel"] = CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS")
+    with pytest.raises(DeviceError, match="cuda:0: 'next_stream' was not launched, or a kernel before it has failed"):
+        advance(driver, state, out)
+        driver.download(out)
+    machine.fails["streamSynchronize"] = CUDARuntimeError("cudaErrorIllegalAddress")
+    with pytest.raises(DeviceError, match="cuda:0: a kernel that was launched before has failed: cudaErrorIllegalAd"):
+        driver.download(state)
+    replay = driver.record(lambda: advance(driver, state, out))
+    machine.fails["graphLaunch"] = CUDARuntimeError("cudaErrorIllegalAddress")
+    with pytest.raises(DeviceError, match="cuda:0: a recorded step was not launched, or a kernel before it has failed"):
+        replay()
+    assert numbers(driver, state) == [7, 1]
