@@ -69,6 +69,26 @@ def test_the_fastest_is_kept_and_chosen(emu: Device, monkeypatch: pytest.MonkeyP
     assert again.products.plan.choose(found.lines[0][0]).family == "simt"
 
 
+def test_candidates_run_before_they_are_recorded(emu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that compiles itself at its first call, as Numba's does, may not be able to do that in a recording."""
+    backend = emu.backend
+    assert isinstance(backend, CudaBackend)
+    driver = backend.driver
+    assert isinstance(driver, EmulatedDriver)
+    record, ran = driver.record, []
+
+    def recorded(calls: Any) -> Any:
+        ran.append(list(driver.launches))
+        del driver.launches[:]
+        return record(calls)
+
+    monkeypatch.setattr(driver, "record", recorded)
+    monkeypatch.setattr(driver, "timed", lambda calls: driver.launches.clear() or 1.0)
+    measured = tuning.measure(backend, plan.Problem("float32", 3, 5, 7, 4, False, True, True, "float32"))
+    assert len(ran) == len(measured) > 1
+    assert all(ran)
+
+
 def test_all_that_can_serve_is_measured(emu: Device) -> None:
     backend = emu.backend
     assert isinstance(backend, CudaBackend)

@@ -94,6 +94,7 @@ def measure(backend: CudaBackend, problem: Problem) -> list[Measured]:
         products.plan = Only(choice, plan)
         try:
             with use_precision(TF32 if problem.dtype == TF32 else DEFAULT.name):
+                all_operands()  # numba compiles and loads its kernel at the first call, which a recording may refuse
                 replay = driver.record(all_operands)  # from Python a launch takes longer than a small product
             if products.served == str(choice):
                 replay()
