@@ -46,6 +46,8 @@ class Candidate:
         Heading of its columns.
     versions : dict of str
         What to note in the results beside the versions that are always there.
+    kinds : tuple of type
+        The only cases that it may have.
     patience : float
         Seconds that its answers may still take, all of them together; then the process is killed.
     """
@@ -53,6 +55,7 @@ class Candidate:
     def __init__(self, name: str, patience: float = math.inf) -> None:
         self.name = name
         self.versions: dict[str, str] = {}
+        self.kinds: tuple[type[Case], ...] = (Case,)
         self.patience = patience
         self._start()
 
@@ -72,7 +75,7 @@ class Candidate:
         CandidateError
             It could not.
         """
-        self.versions = self._answer()
+        self.versions, self.kinds = self._answer()
 
     def prepare(self, case: Case) -> bool:
         """Take up a case in place of the last one. False: this candidate does not have it.
@@ -80,6 +83,8 @@ class Candidate:
         After a failure it is a new process that does, for a GPU refuses a process all that follows a failed kernel.
         """
         if self.patience <= 0.0:
+            if not isinstance(case, self.kinds):
+                return False
             raise CandidateError(f"Candidate '{self.name}': {OVER}")
         if self._has_failed:
             self.close()
@@ -155,11 +160,11 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.versions: dict[str, str] = {}
-        self._kinds: tuple[type[Case], ...] = (Case,)
+        self.kinds: tuple[type[Case], ...] = (Case,)
         if name in peer_names():
             peer = import_module(f"{peers.__name__}.{name}")
             self.versions, self._prepare = peer.VERSIONS, peer.prepare
-            self._kinds = getattr(peer, "KINDS", (Case,))
+            self.kinds = getattr(peer, "KINDS", (Case,))
         else:
             self._prepare = own(name)
         self._current: Run | None = None
@@ -172,7 +177,7 @@ class Server:
     def prepare(self, case: Case) -> bool:
         """Take up `case`."""
         self._current = None  # its memory is free before the next case takes more
-        if isinstance(case, self._kinds):  # no data are drawn for what a peer has not
+        if isinstance(case, self.kinds):  # no data are drawn for what a peer has not
             self._current = self._prepare(case, case.data())
         return self._current is not None
 
@@ -211,7 +216,7 @@ def serve(name: str, connection: Connection) -> None:
         except Exception as error:
             connection.send(failure(error))
             return
-        connection.send(server.versions)
+        connection.send((server.versions, server.kinds))
         while True:
             request, argument = connection.recv()
             try:

@@ -22,7 +22,7 @@ from fcdense.backends import Device, Probe
 from fcdense.backends.cpu import CpuBackend
 from fcdense.bench import candidates, questions
 from fcdense.bench.candidates import Candidate, CandidateError, Server, find, own, peer_names, serve, variants
-from fcdense.bench.cases import Grid
+from fcdense.bench.cases import Case, Grid
 from fcdense.bench.questions import launch, products
 from fcdense.bench.runner import max_error, reference
 from fcdense.errors import DeviceError, UnknownNameError
@@ -77,7 +77,7 @@ def test_a_request_that_fails_is_not_the_end(monkeypatch: pytest.MonkeyPatch) ->
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=serve, args=("cpu", theirs))
     thread.start()
-    assert ours.recv() == {}
+    assert ours.recv() == ({}, (Case,))
     for _ in range(2):
         ours.send(("prepare", None))
         answer = ours.recv()
@@ -100,7 +100,7 @@ def compile_for_ever(name: str, connection: Connection) -> None:
     """A candidate that starts another process, and does not answer."""
     os.setpgid(0, 0)
     compiler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    connection.send({"compiler": str(compiler.pid)})
+    connection.send(({"compiler": str(compiler.pid)}, (Case,)))
     time.sleep(600)
 
 
@@ -137,9 +137,12 @@ def test_one_that_does_not_answer_is_ended_and_begins_anew() -> None:
         assert candidate.patience < 0.0
         with pytest.raises(CandidateError, match="'numpy': its time is over"):
             candidate.prepare(case)
+        candidate.kinds = (launch.Launch,)
+        assert not candidate.prepare(case), "one that has no such case misses none"
         candidate.patience = math.inf
         assert candidate.prepare(case)
         assert candidate._process.pid != first
+        assert candidate.kinds == (Case,)
         assert candidate.note() == ""
         candidate.time(case.steps)
         assert max_error(candidate.outputs(), reference(case)) < 2e-6  # type: ignore[operator]
@@ -164,7 +167,7 @@ def test_all_peers_are_those_for_the_devices(
 
 def test_no_data_are_drawn_for_what_a_peer_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server("numpy")
-    monkeypatch.setattr(server, "_kinds", (products.Product,))
+    monkeypatch.setattr(server, "kinds", (products.Product,))
     assert not server.prepare(launch.Launch(launch.HOW[0]))
     with pytest.raises(AssertionError):
         _ = server.run
