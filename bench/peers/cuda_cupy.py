@@ -11,7 +11,7 @@ from typing import Any
 
 import cupy
 
-from fcdense.cuda.tuning import IN_TURN, MOST_IN_TURN
+from fcdense.cuda import tuning
 from fcdense.errors import DeviceError
 
 from ..cases import Arrays, Case, Run
@@ -34,8 +34,8 @@ def prepare(case: Case, data: Arrays) -> Run | None:
     if not isinstance(case, Product):
         return None
     nbytes = sum(array.nbytes for array in arrays.values())
-    count = max(1, min(MOST_IN_TURN, IN_TURN // nbytes))
-    sets = [arrays, *({name: array.copy() for name, array in arrays.items()} for _ in range(count - 1))]
+    copies = ({name: array.copy() for name, array in arrays.items()} for _ in range(tuning.in_turn(nbytes) - 1))
+    sets = [arrays, *copies]
     in_turn = cycle([product(case, on) for on in sets])
     return Run(lambda: next(in_turn)(), dict, synchronise)
 

@@ -14,7 +14,7 @@ from fcdense import emit
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.replay import Call, Replay
-from fcdense.cuda.tuning import IN_TURN, MOST_IN_TURN
+from fcdense.cuda import tuning
 
 from .. import light
 from ..cases import MIXED, Arrays, Case, Grid, Layer, Run, array_dtype, gathered, places, random, tolerance, upload
@@ -102,7 +102,7 @@ class Product(Layer):
         first |= self.derived(device, first)
         made = [first | self._empty(device)]
         nbytes = sum(array.nbytes for array in made[0].values())
-        count = max(1, min(MOST_IN_TURN, IN_TURN // nbytes)) if isinstance(backend, CudaBackend) else 1
+        count = tuning.in_turn(nbytes) if isinstance(backend, CudaBackend) else 1
         for _ in range(count - 1):
             copies = {name: backend.empty(array.shape, array.dtype) for name, array in first.items()}
             for name, array in copies.items():

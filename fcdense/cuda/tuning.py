@@ -27,7 +27,13 @@ SECONDS = 2e-3
 """Of one turn."""
 IN_TURN = 256 << 20
 """Bytes of operands that are used in turn, so that none of them waits in the L2 cache, of up to 126 MB."""
-MOST_IN_TURN = 16
+MOST_IN_TURN = 256
+"""Sets of operands: with fewer of them a layer of 784 x 512 and 256 rows, of 2 MB, would stay in the cache."""
+
+
+def in_turn(nbytes: int) -> int:
+    """How many sets of operands, of so many bytes each."""
+    return max(1, min(MOST_IN_TURN, IN_TURN // max(nbytes, 1)))
 
 
 class Measured(NamedTuple):
@@ -128,7 +134,7 @@ def _operands(driver: Driver, problem: Problem) -> Iterator[tuple[Array, Array, 
         made = driver.upload(rng.standard_normal((lines, pitch), np.float32).astype(dtype))[:, :length]
         return made if along_width else made.T
 
-    for _ in range(max(1, min(MOST_IN_TURN, IN_TURN // max(nbytes, 1)))):
+    for _ in range(in_turn(nbytes)):
         a, b = random(rows, depth, problem.a_along_depth), random(depth, columns, not problem.b_along_depth)
         bias = (driver.upload(rng.standard_normal(columns, np.float32).astype(dtype)),) if problem.has_program else ()
         yield a, b, bias, tuple(driver.empty((rows, columns), stored) for _ in range(outs))

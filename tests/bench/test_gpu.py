@@ -14,15 +14,15 @@ import pytest
 from fcdense import backends
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.bench import families, peers, questions
+from fcdense.bench import families, peers, questions, whole
 from fcdense.bench.cases import Case, Grid, gathered, places, upload
-from fcdense.bench.questions import launch, products
+from fcdense.bench.questions import launch
 from fcdense.bench.questions.bandwidth import Pass
 from fcdense.bench.questions.launch import Launch
 from fcdense.bench.questions.products import Forward, InputGradient, Product, WeightGradient
 from fcdense.bench.replays import Replays
 from fcdense.bench.runner import max_error
-from fcdense.cuda import plan
+from fcdense.cuda import plan, tuning
 from fcdense.cuda.cublaslt import CublasLt
 from fcdense.errors import DeviceError
 from tests import emulation
@@ -37,7 +37,7 @@ KINDS = (Forward, InputGradient, WeightGradient)
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> EmulatedDriver:
-    monkeypatch.setattr(products, "MOST_IN_TURN", 3)
+    monkeypatch.setattr(tuning, "MOST_IN_TURN", 3)
     monkeypatch.setattr(launch, "IN_A_GRAPH", 5)
     return EmulatedDriver()
 
@@ -175,6 +175,15 @@ def test_closed_forms_are_those_of_the_reference(kind: type[Product], activation
     assert error_of(case, run) < 1e-14
     case = kind("float32", activation, 9, 8, 7)
     assert error_of(case, case.prepare(backends.device("numpy"), case.data())) < (case.tolerance or 0.0)
+
+
+def test_operands_do_not_stay_in_a_cache() -> None:
+    """What is moved between two products of the same operands, against twice the 60 MB of an H200."""
+    cases = [case for case in whole.cases({}) if isinstance(case, Product)]
+    assert min(case.product for case in cases) == 2 * 256 * 784 * 512
+    for case in cases:
+        ((_, nbytes),) = case.work
+        assert tuning.in_turn(nbytes) * nbytes > 2 * 60e6, case.label
 
 
 @pytest.mark.parametrize("kind", KINDS)

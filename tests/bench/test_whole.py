@@ -16,9 +16,10 @@ from fcdense.bench.candidates import CandidateError
 from fcdense.bench.cases import Arrays, Case, Grid, Lap, Run
 from fcdense.bench.cli import DONE, main
 from fcdense.bench.families import by_family
-from fcdense.bench.questions import bandwidth, launch, products
+from fcdense.bench.questions import bandwidth, launch
 from fcdense.bench.questions.products import Product
 from fcdense.bench.questions.train import Train
+from fcdense.cuda import tuning
 from tests import emulation
 from tests.emulation import EmulatedDriver
 
@@ -89,7 +90,7 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
 
     monkeypatch.setattr(cli, "find", find)
     monkeypatch.setattr(cli.runner.machine, "gpu", lambda: dict(GPU))
-    monkeypatch.setattr(products, "MOST_IN_TURN", 2)
+    monkeypatch.setattr(tuning, "MOST_IN_TURN", 2)
     monkeypatch.setattr(launch, "IN_A_GRAPH", 3)
     monkeypatch.setattr(
         bandwidth, "cases", lambda grid: [bandwidth.Pass(what, 1000) for what in ("copy", "memcpy", "adamw")]
