@@ -85,11 +85,8 @@ def measure_command(options: argparse.Namespace) -> int:
         with Console(stderr=True).status("bench") as status:
             for case in cases:
                 status.update(problem(case))
-                left = limit - (time.monotonic() - start)
-                for candidate in found:
-                    candidate.patience = min(candidate.patience, left)
-                if left > 0.0:
-                    part = runner.run(results, case, found, plan, options.memory)
+                if time.monotonic() < start + limit:
+                    part = runner.run(results, case, found, plan, options.memory, start + limit)
                 else:
                     part = replace(results, rows=[], missing={problem(case): OVER})
                 results = merge(results, part)

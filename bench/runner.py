@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +17,9 @@ from .candidates import Candidate, CandidateError
 from .cases import Arrays, Case
 from .results import NO_RESULT, NOT_FINITE, Results, Row
 from .timing import Plan, Timing, measure
+
+AT_LEAST = 10.0
+"""Seconds that a candidate has for a case which was begun in time, though others have used up the rest."""
 
 
 def setting(
@@ -32,14 +37,19 @@ def setting(
     return Results(machine.date(), machine.commit() or commit, about, versions, asdict(plan), missing)
 
 
-def run(about: Results, case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool) -> Results:
-    """Measure a case on every candidate; with `memory`, each runs it once more in a new process, which is measured."""
-    rows, missing = measure_case(case, candidates, plan, memory)
+def run(
+    about: Results, case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool, until: float = math.inf
+) -> Results:
+    """Measure a case on every candidate; with `memory`, each runs it once more in a new process, which is measured.
+
+    None takes much longer than `until`, a time of the monotonic clock.
+    """
+    rows, missing = measure_case(case, candidates, plan, memory, until)
     return replace(about, rows=rows, missing=missing)
 
 
 def measure_case(
-    case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool
+    case: Case, candidates: Sequence[Candidate], plan: Plan, memory: bool, until: float
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each candidate that has the case, and what could not be measured with the reason."""
     missing: dict[str, str] = {}
@@ -49,6 +59,7 @@ def measure_case(
         if not all(candidate.name.startswith("cuda") for candidate in candidates):
             truth.result()  # it would take the processor from those that begin
         for candidate in candidates:
+            candidate.patience = min(candidate.patience, max(until - time.monotonic(), AT_LEAST))
             try:
                 if candidate.prepare(case):
                     seconds = 1e-9 * candidate.time(case.steps).ns

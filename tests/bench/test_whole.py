@@ -11,7 +11,7 @@ import pytest
 
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.bench import cli, whole
+from fcdense.bench import cli, runner, whole
 from fcdense.bench.candidates import CandidateError
 from fcdense.bench.cases import Arrays, Case, Grid, Lap, Run
 from fcdense.bench.cli import DONE, main
@@ -34,7 +34,7 @@ class Local:
     """A candidate in this process. A call of it takes as long as its name; only the first ones are made."""
 
     def __init__(self, name: str, prepare: Callable[[Case, Arrays], Run | None]) -> None:
-        self.name, self.patience = name, 0.5 * 450.0
+        self.name, self.patience = name, 0.4 * 450.0
         self.versions: dict[str, str] = {}
         self.patiences: list[float] = []
         self.prepared: list[Case] = []
@@ -101,7 +101,7 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
     monkeypatch.setattr(whole, "PARTS", parts)
     monkeypatch.setenv("COLUMNS", "200")
     yield found
-    assert all(one == (["cuda"], ["all"], 225.0) for one in asked)
+    assert all(one == (["cuda"], ["all"], 180.0) for one in asked)
 
 
 QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3"]
@@ -175,7 +175,7 @@ def test_when_the_time_is_over_nothing_is_begun(
         "train 16-8-8, batch 12 (relu, bfloat16, sgd)",
     ]
     assert data["missing"] == {"cuda_jax": "there is no JAX."} | dict.fromkeys(over, cli.OVER)
-    assert candidates[0].patiences == [225.0] * 5 + [200.0, 150.0, 100.0, 50.0]
+    assert candidates[0].patiences == [180.0] * 5 + [150.0, 100.0, 50.0, runner.AT_LEAST]
     monkeypatch.setattr(cli, "find", lambda *_: (candidates, {}))
     again_measured: list[str] = []
 
@@ -189,6 +189,32 @@ def test_when_the_time_is_over_nothing_is_begun(
     again = json.loads(path.read_text())
     assert again["missing"] == {"cuda_jax": "there is no JAX."}
     assert len(again["rows"]) == LAUNCHES + PASSES + 2 * PRODUCTS + 2
+
+
+def test_one_that_compiles_until_the_end_leaves_the_others(
+    candidates: list[Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one takes all the time that there is, and is ended; the others still have their turn."""
+    now = [0.0]
+    first = candidates[0]
+    first.patience = 1000.0
+    prepare = first.prepare
+
+    def for_ever(case: Case) -> bool:
+        if isinstance(case, Train):
+            now[0] += first.patience
+            raise CandidateError("its time is over")
+        return prepare(case)
+
+    monkeypatch.setattr(first, "prepare", for_ever)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    path = tmp_path / "a.json"
+    assert main(["--device", "cuda", *QUICK, "--json", str(path)]) == DONE
+    assert now[0] == 450.0
+    data = json.loads(path.read_text())
+    assert [row["candidate"] for row in data["rows"] if row["question"] == "train"] == ["cuda_torch"]
+    assert data["missing"]["cuda:0, train 16-8-8, batch 12 (relu, bfloat16, sgd)"] == "its time is over"
+    assert candidates[2].patiences[-1] == runner.AT_LEAST
 
 
 def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local], tmp_path: Path) -> None:
@@ -215,6 +241,9 @@ def test_what_is_measured() -> None:
     small = "784-512-512-10, batch 256"
     wide = [f"{'-'.join([str(d)] * 5)}, batch 16384" for d in (512, 1024, 2048, 4096)]
     assert labels == [small, *wide, small]
+    quick = [case.question == "products" and case.setting.endswith("bfloat16") for case in found]
+    last = len(quick) - 1 - quick[::-1].index(True)
+    assert last < found.index(next(case for case in found if case.label == wide[0])), "minutes come after seconds"
     assert {case.setting for case in found if case.question == "train"} == {
         "gelu, bfloat16, adamw",
         "relu, bfloat16, adam",
