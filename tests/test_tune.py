@@ -105,6 +105,7 @@ def test_what_cannot_run_after_all_is_left_out(
     backend, record = emu.backend, EmulatedDriver.record
     assert isinstance(backend, CudaBackend)
     problem = plan.Problem("float32", 8, 8, 8, 16, True, False, False, "float32")
+    monkeypatch.setattr(backend.products, "plan", plan.Plan(backend.driver.architecture))  # without numba-cuda
     first, second = backend.products.plan.candidates(problem)
 
     def recorded(driver: Any, calls: Any) -> Any:
