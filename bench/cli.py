@@ -77,7 +77,7 @@ def measure_command(options: argparse.Namespace) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     plan = replace(whole.PLAN if is_on_gpu else Plan(), **given(options, Plan))
     limit = options.time_limit or (whole.TIME_LIMIT if is_on_gpu else math.inf)
-    found, missing = find(options.device, options.peers, whole.PATIENCE * limit if is_on_gpu else math.inf)
+    found, missing = find(options.device, options.peers, whole.patience(limit) if is_on_gpu else math.inf)
     try:
         results = runner.setting(found, plan, missing, bool(options.peers) and not is_on_gpu, options.commit)
         if earlier is not None:

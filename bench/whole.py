@@ -33,9 +33,14 @@ PLAN = Plan(min_time=0.07, warmup=0.01, rounds=7, max_others=2.0)
 """On a GPU nothing spins after a call, and the processor does no more than launch."""
 TIME_LIMIT = 450.0
 """Seconds for all of it."""
-PATIENCE = 0.4
-"""Share of the time for all answers of one candidate: `torch.compile` may try kernels for longer than all else takes,
-and what it has tried until then is kept."""
+ALL_ELSE, LEAST_SHARE = 200.0, 0.3
+"""Seconds that are kept for all others, but for a share of the time that any candidate may have. They are estimated."""
+
+
+def patience(limit: float) -> float:
+    """Seconds for all answers of a candidate: `torch.compile` may try kernels for longer than all else takes, and what
+    it has tried until then is kept."""
+    return max(limit - ALL_ELSE, LEAST_SHARE * limit)
 
 
 def cases(given: Mapping[str, Any]) -> list[Case]:

@@ -34,7 +34,7 @@ class Local:
     """A candidate in this process. A call of it takes as long as its name; only the first ones are made."""
 
     def __init__(self, name: str, prepare: Callable[[Case, Arrays], Run | None]) -> None:
-        self.name, self.patience = name, 0.4 * 450.0
+        self.name, self.patience = name, 250.0
         self.versions: dict[str, str] = {}
         self.patiences: list[float] = []
         self.prepared: list[Case] = []
@@ -101,7 +101,7 @@ def candidates(emu: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
     monkeypatch.setattr(whole, "PARTS", parts)
     monkeypatch.setenv("COLUMNS", "200")
     yield found
-    assert all(one == (["cuda"], ["all"], 180.0) for one in asked)
+    assert all(one == (["cuda"], ["all"], 250.0) for one in asked)
 
 
 QUICK = ["--min-time", "0.001", "--warmup", "0", "--rounds", "3"]
@@ -175,7 +175,7 @@ def test_when_the_time_is_over_nothing_is_begun(
         "train 16-8-8, batch 12 (relu, bfloat16, sgd)",
     ]
     assert data["missing"] == {"cuda_jax": "there is no JAX."} | dict.fromkeys(over, cli.OVER)
-    assert candidates[0].patiences == [180.0] * 5 + [150.0, 100.0, 50.0, runner.AT_LEAST]
+    assert candidates[0].patiences == [250.0] * 4 + [200.0, 150.0, 100.0, 50.0, runner.AT_LEAST]
     monkeypatch.setattr(cli, "find", lambda *_: (candidates, {}))
     again_measured: list[str] = []
 
@@ -231,6 +231,12 @@ def test_a_candidate_that_breaks_down_leaves_the_others(candidates: list[Local],
     failed = "cuda_simt, products forward 40x24x16 (gelu_tanh, bfloat16)"
     assert data["missing"][failed] == "an illegal memory access"
     assert {row["candidate"] for row in data["rows"]} == {"cuda:0", "cuda_torch"}
+
+
+@pytest.mark.parametrize("limit", [40.0, 100.0, 240.0, 350.0, 450.0])
+def test_what_is_kept_for_the_others(limit: float) -> None:
+    """At least 200 seconds, or what is left beside 0.3 of a short time."""
+    assert limit - whole.patience(limit) == pytest.approx(min(200.0, 0.7 * limit))
 
 
 def test_what_is_measured() -> None:
