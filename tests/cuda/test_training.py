@@ -13,6 +13,7 @@ import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
 from fcdense.captured_rounds import Rounds
+from fcdense.cuda.plan import Plan
 from tests import emulation
 from tests.emulation import EmulatedDriver
 
@@ -180,7 +181,8 @@ def test_a_step_that_is_not_finite_changes_nothing(on: Device) -> None:
     assert (once != 1.0).all()
 
 
-def test_explain_tells_what_serves(on: Device) -> None:
+def test_explain_tells_what_serves(on: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on.backend.products, "plan", Plan(on.backend.driver.architecture))  # without numba-cuda
     explained = fc.explain(NETWORKS["plain"](), X[0], LABELS[0], loss="cross_entropy")
     served = [line.served_by for line in explained.passes["training step"]]
     simt = "CUDA (emulated), as no other family takes these operands: simt float32, 64 x 64 x 16"
