@@ -106,8 +106,7 @@ class Trainer:
         self.precision = None if precision is None else known(precision)
         self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
-        settings = {"learning_rate": learning_rate, "clip_norm": clip_norm}
-        self.optimizer = optim.for_parameters(optimizer, model.parameters(), settings)
+        self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
         self._owns_optimizer = self.optimizer is not optimizer
         self.history = History()
         self.stop_training = False
@@ -147,7 +146,6 @@ class Trainer:
         validation_split : float, optional
             Part of the rows of arrays, strictly between 0 and 1, that is held out; `seed` chooses them.
         validation_data : tuple (x, y) or (x, y, sample_weight), or batches, optional
-            The first rows of arrays are tried before training, so that what does not fit costs no epoch.
         sample_weight : array (N,), optional
             A weight >= 0 for each row of arrays. A batch whose weights are all 0 changes nothing.
         shuffle, drop_last : bool
@@ -205,8 +203,6 @@ class Trainer:
         capturing = CapturedTraining(self, batches, self.capture)
         # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
         with np.errstate(), self._multiplying(), CallbackList(callbacks, defaults) as hooks:
-            if validation is not None and y is not None:
-                self._try(validation)
             self._prepare_loss_scale()
             self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
             self.stop_training = False
@@ -361,13 +357,6 @@ class Trainer:
         step.undo()
         hooks.tell("on_non_finite", self.optimizer.steps, f"{what}: {first_non_finite(self.model, batch)}")
 
-    def _try(self, validation: DataLoader) -> None:
-        """Measure the first batch of validation arrays; a source of batches may not yield them again."""
-        if isinstance(validation.source, data.Batches):
-            rows = np.arange(validation.source.batch_size)
-            with evaluating(self.model):
-                self._measure_batch(validation.source.batch(rows), Average(self.metrics))
-
     def _measure(self, batches: DataLoader) -> Logs:
         """Loss and metrics of one pass without training."""
         average = Average(self.metrics)
@@ -375,12 +364,9 @@ class Trainer:
             for number, batch in enumerate(batches):
                 # From the record of the first one, a loss of logits sees whether it is given probabilities.
                 with tape.recording(number == 0):
-                    self._measure_batch(batch, average)
+                    prediction, loss, weight = self._forward(batch)
+                average.add(0.0 if loss is None else loss.item(), weight, prediction, batch)
         return average.result()
-
-    def _measure_batch(self, batch: Batch, average: Average) -> None:
-        prediction, loss, weight = self._forward(batch)
-        average.add(0.0 if loss is None else loss.item(), weight, prediction, batch)
 
     @np.errstate(all="ignore")
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, float]:
@@ -398,3 +384,15 @@ class Trainer:
         if not total:
             return prediction, None, 0.0
         return prediction, self.loss(prediction, y, weights), total
+
+
+def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:
+    given = {"learning_rate": learning_rate, "clip_norm": clip_norm}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(spec, optim.Optimizer):
+        return optim.get(spec)(model.parameters(), **options)
+    if options:
+        raise ArgumentError(f"{' and '.join(options)}: the optimizer is made already; give it there.")
+    if not set(spec.parameters) & set(model.parameters()):
+        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
+    return spec

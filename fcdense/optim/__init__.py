@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from fcdense.errors import ArgumentError, unknown_name
 from fcdense.optim import schedules
@@ -15,7 +14,6 @@ from fcdense.optim.loss_scale import LossScale
 from fcdense.optim.optimizer import Optimizer
 from fcdense.optim.ranges import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from fcdense.optim.rules import SGD, Adam, AdamW, RMSprop
-from fcdense.parameter import Parameter
 
 __all__ = [
     "FLAG",
@@ -29,7 +27,6 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "Range",
-    "for_parameters",
     "get",
     "schedules",
 ]
@@ -50,27 +47,3 @@ def get(spec: str | type[Optimizer]) -> type[Optimizer]:
     if not isinstance(spec, str):
         raise ArgumentError(f"Optimizer {spec!r}: expected {', '.join(TABLE)}, or a subclass of Optimizer.")
     return TABLE[spec.lower()] if spec.lower() in TABLE else unknown_name("optimizer", spec, TABLE)
-
-
-def for_parameters(
-    spec: str | type[Optimizer] | Optimizer, parameters: Iterable[Parameter], settings: Mapping[str, Any]
-) -> Optimizer:
-    """The optimizer that `spec` is, or one for `parameters` of the class that it is or names.
-
-    `settings` are those of a new optimizer; None means the usual one.
-
-    Raises
-    ------
-    ArgumentError
-        `spec` is an optimizer, and a setting is given, or none of `parameters` is among its own.
-    UnknownNameError
-        No optimizer has this name.
-    """
-    given, own = {name: value for name, value in settings.items() if value is not None}, list(parameters)
-    if not isinstance(spec, Optimizer):
-        return get(spec)(own, **given)
-    if given:
-        raise ArgumentError(f"{' and '.join(given)}: the optimizer is made already; give it there.")
-    if not set(spec.parameters) & set(own):
-        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
-    return spec
