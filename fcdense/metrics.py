@@ -322,8 +322,9 @@ def _weights(sample_weight: Any, rows: tuple[int, ...]) -> Array:
     if sample_weight is None:
         return np.ones(rows)
     weights = _numbers(sample_weight, "sample_weight").astype(np.float64)
-    if weights.shape != rows:
+    if weights.ndim == 0 or weights.shape != rows[: weights.ndim]:
         raise ShapeError(f"sample_weight has the shape {weights.shape}, expected one weight per row: {rows}.")
+    weights = np.broadcast_to(weights.reshape(*weights.shape, *[1] * (len(rows) - weights.ndim)), rows)
     bad = ~((weights >= 0) & np.isfinite(weights))
     if bad.any():
         raise DataError(f"sample_weight holds {weights[bad][0]:g}, expected finite numbers >= 0.")

@@ -380,3 +380,13 @@ def test_bad_batches_change_nothing(name, p, y, w, error, words):
     assert metric.result() == before
     metric.update(*good)
     assert metric.result() == pytest.approx(before, rel=1e-13)
+
+
+@pytest.mark.parametrize("weights", [np.array([1.0, 0.0, 3.0]), np.arange(6.0).reshape(3, 2)])
+def test_weights_of_rows_count_for_all_below_them(weights, rng):
+    scores, labels = rng.normal(size=(3, 2, 4)), rng.integers(0, 4, (3, 2))
+    each = np.broadcast_to(weights.reshape(3, -1), (3, 2))
+    expected = np.average(scores.argmax(-1) == labels, weights=each)
+    assert stream("accuracy", scores, labels, weights) == pytest.approx(expected, rel=1e-12)
+    errors = np.square(scores - 1.0).mean(-1)
+    assert stream("mse", scores, np.ones_like(scores), weights) == pytest.approx(np.average(errors, weights=each))
