@@ -37,6 +37,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def _along_last(operation: Operation, x: Tensor, axis: int) -> Tensor:
+    _need_tensor(operation.name, x)
     if not -x.ndim <= axis < x.ndim or x.shape[axis] == 0:
         raise ShapeError(f"{operation.name} over axis {axis} of shape {x.shape}: the axis must exist and not be empty.")
     if axis in (-1, x.ndim - 1):
@@ -46,9 +47,15 @@ def _along_last(operation: Operation, x: Tensor, axis: int) -> Tensor:
 
 def logsumexp(x: Tensor, axis: Any = -1, keepdims: bool = False) -> Tensor:
     """log sum exp(x) along `axis`, shifted by the maximum, so that it neither overflows nor loses digits."""
+    _need_tensor("logsumexp", x)
     top = x.detach().max(axis, keepdims=True)
     sums = elementwise(_shifted_exp, x, top).sum(axis, keepdims)
     return elementwise(_log_sum, sums, top.reshape(sums.shape))
+
+
+def _need_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"{name} needs a Tensor, given {type(x).__name__}. Make it one: fc.tensor(x).")
 
 
 def _shifted_exp(x: Any, top: Any) -> Any:
@@ -181,6 +188,8 @@ def _select(condition: Any, x: Any, y: Any) -> Any:
 
 def clip(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     """x held between `low` and `high`; at a bound the gradient is 0."""
+    if not any(isinstance(given, Tensor) for given in (x, low, high)):
+        _need_tensor("clip", x)
     x = x if low is None else elementwise(np.maximum, x, low)
     return x if high is None else elementwise(np.minimum, x, high)
 

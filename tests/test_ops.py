@@ -271,6 +271,13 @@ def test_clip(rng: np.random.Generator) -> None:
     assert bound.grad.item() == 1.0
 
 
+@pytest.mark.parametrize("function", [ops.softmax, ops.log_softmax, ops.logsumexp, ops.clip])
+@pytest.mark.parametrize("given", [np.arange(3.0), [0.0, 1.0], 2.0])
+def test_what_is_no_tensor(function: Any, given: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"needs a Tensor, given {type(given).__name__}\. Make it one: fc.tensor"):
+        function(given)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -3])
 def test_concatenate_and_stack(axis: int, rng: np.random.Generator) -> None:
     a, b = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
