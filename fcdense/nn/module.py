@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from fcdense import backends as devices
-from fcdense import changes
+from fcdense import changes, constraints, regularizers
 from fcdense.backends import Device, current_device
 from fcdense.conversion import float_dtype, host_array
 from fcdense.errors import ArgumentError, ShapeError
@@ -301,11 +301,14 @@ def parameter(
     """A parameter holding a copy of `data`, for modules of your own.
 
     NumPy's float dtypes are kept; integers need a `dtype`. `decay` says whether an optimizer's weight decay applies.
+    `regularizer` and `constraint` are whatever `Dense` takes for its kernel: a name, one of `fcdense.regularizers` or
+    `fcdense.constraints`, or a function.
     """
     array = host_array(data.numpy() if isinstance(data, Tensor) else data)
     on = current_device()
     values = on.backend.from_host(np.array(array, dtype=float_dtype(dtype or array.dtype), order="C"))
-    return Parameter(values, on, decay=decay, regularizer=regularizer, constraint=constraint)
+    penalty, bound = regularizers.get(regularizer), constraints.get(constraint)
+    return Parameter(values, on, decay=decay, regularizer=penalty, constraint=bound)
 
 
 def _members(value: Any, name: str) -> Iterator[tuple[str, Module | Parameter]]:

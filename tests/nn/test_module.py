@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fcdense as fc
-from fcdense import nn, regularizers
+from fcdense import constraints, nn, regularizers
 from fcdense.errors import ArgumentError, DTypeError, GraphError, ShapeError
 from fcdense.tensor import Tensor
 
@@ -320,6 +320,13 @@ def test_parameter_of_ones_own():
     assert made.requires_grad
     with pytest.raises(DTypeError):
         nn.parameter([1, 2])
+    for constraint in ("non_neg", constraints.non_neg, constraints.non_neg()):
+        made = nn.parameter([-1.0, 1.0], regularizer="l2", constraint=constraint)
+        assert made.regularizer(made).item() == 0.01 * 2.0
+        assert made.constraint(made.numpy()).tolist() == [0.0, 1.0]
+    for wrong in ({"constraint": "none_neg"}, {"regularizer": 0.1}, {"constraint": constraints.max_norm}):
+        with pytest.raises(ArgumentError):
+            nn.parameter([1.0], **wrong)
 
 
 # messages
