@@ -34,8 +34,8 @@ def capture(step: Callable[..., Any]) -> Captured:
     ----------
     step : callable
         Takes arrays, tensors, numbers, texts and None; returns a tensor, None, or tuples, lists and dicts of them. It
-        is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64). One that is
-        captured already is captured anew.
+        is given tensors over the fixed buffers (class numbers, and other integers from the host, as int64 if that holds
+        them). One that is captured already is captured anew.
 
     Returns
     -------

@@ -32,9 +32,9 @@ class Port:
             self._refuse_graph(first)
             on, shape, dtype = first.device, first.shape, first.dtype
         else:
-            array = host_array(first, name)
+            array = host_array(first, f"Argument {name}")
             on, shape, dtype = current_device(), array.shape, array.dtype
-            if dtype.kind in "iu":
+            if dtype.kind in "iu" and np.can_cast(dtype, np.int64):
                 dtype = np.dtype(np.int64)
         self.tensor = Tensor(on.backend.empty(shape, dtype), on, requires_grad=_requires_grad(first))
         self._shape, self._dtype = shape, dtype
@@ -74,7 +74,7 @@ class Port:
                 array = array.view()
                 array.flags.writeable = False
         else:
-            array = host_array(given, self.name)
+            array = host_array(given, f"Argument {self.name}")
         if array.shape != self._shape:
             raise CaptureError(
                 f"Argument {self.name} has shape {array.shape}, captured was {self._shape}: a recorded step is made of "

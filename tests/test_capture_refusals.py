@@ -10,7 +10,7 @@ import pytest
 import fcdense as fc
 from fcdense import changes
 from fcdense.backends import recording
-from fcdense.errors import CaptureError, GraphError
+from fcdense.errors import CaptureError, DTypeError, GraphError
 from tests.capturing import LABELS, X, adam, network, training
 from tests.training import same
 
@@ -235,6 +235,12 @@ def test_keywords_integers_and_lists():
     for dtype in ("int32", "int64", "int8", "uint8"):
         assert count(np.array([3], dtype)).item() == 6.0
     assert count.inputs[0].dtype == np.int64
+    pick = fc.capture(lambda x, y: fc.losses.cross_entropy(x, y))
+    for _ in range(3):  # uint64 does not fit int64
+        loss = pick(np.zeros((2, 4), np.float32), np.array([3, 1], np.uint64)).item()
+        assert loss == pytest.approx(np.log(4.0), rel=1e-6)
+    with pytest.raises(DTypeError, match="Argument 0 is complex"):
+        count(np.array([1j]))
 
 
 def test_without_arguments():
