@@ -10,7 +10,7 @@ import numpy as np
 from fcdense import nn, optim, tape, targets
 from fcdense.arena import Array
 from fcdense.data import Batch
-from fcdense.errors import DataError
+from fcdense.data.checks import no_weight
 from fcdense.log import logger
 from fcdense.metrics import Accuracy, Metric, TopK
 from fcdense.tensor import Tensor
@@ -151,5 +151,5 @@ class Average:
     def result(self) -> dict[str, float]:
         """The numbers by name."""
         if self._rows and not self._weight:
-            raise DataError(f"The weights of all {self._rows} rows are 0, so there is nothing to measure or to learn.")
+            raise no_weight(self._rows)
         return {"loss": self.loss} | {metric.name: metric.result() for metric in self._metrics}

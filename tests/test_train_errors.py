@@ -39,6 +39,7 @@ BAD_FITS = {
     "validation generator": (
         DataError, "yields its batches once", (X, Y), {"validation_data": (b for b in [(X, Y)]), "epochs": 2},
     ),
+    "validation weights": (DataError, "all 24 rows are 0", (X, Y), {"validation_data": (X, Y, np.zeros(24))}),
     "validation array": (ArgumentError, "targets y are missing", (X, Y), {"validation_data": X}),
     "batch_size of batches": (ArgumentError, "batch_size is for arrays", ([(X, Y)],), {"batch_size": 3}),
     "weights of batches": (ArgumentError, "sample_weight is for arrays", ([(X, Y)],), {"sample_weight": Y}),

@@ -120,3 +120,8 @@ def _too_few_axes(name: str, array: NDArray[Any], min_axes: int) -> str:
         return message + "one entry per row: (rows, ...)."
     message += "(rows, ..., features)."
     return message + f" For one feature per row pass {name}[:, None]." if array.ndim == 1 else message
+
+
+def no_weight(rows: int) -> DataError:
+    """What is raised where no row has a weight."""
+    return DataError(f"The weights of all {rows} rows are 0, so there is nothing to measure or to learn.")

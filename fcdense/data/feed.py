@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.data.batches import Batches
+from fcdense.data.checks import no_weight
 from fcdense.data.loader import DataLoader
 from fcdense.errors import ArgumentError, ShapeError
 
@@ -28,11 +29,16 @@ def feed(
     ------
     ArgumentError
         y is missing beside an array, or an option of arrays is given beside batches.
+    DataError
+        All weights of arrays are 0.
     """
     if y is not None:
         rows = usual if batch_size is None else batch_size
         source = Batches(x, y, sample_weight=sample_weight, batch_size=rows, shuffle=shuffle, **options)
         loader = DataLoader(source, steps_per_epoch=steps_per_epoch)
+        weights = source.arrays.sample_weight
+        if weights is not None and not weights.any():
+            raise no_weight(source.n)
         if steps_per_epoch is not None and steps_per_epoch > len(source):
             raise ArgumentError(
                 f"steps_per_epoch is {steps_per_epoch}, but {source.n} rows make {len(source)} batches of "
