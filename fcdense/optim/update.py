@@ -118,7 +118,13 @@ class Update:
         self._counts.count(self.plan, steps)
         for parameter in self.plan.parameters:
             if parameter.constraint is not None:
-                parameter.assign(parameter.constraint(parameter.numpy()))
+                try:
+                    parameter.assign(parameter.constraint(parameter.numpy()))
+                except Exception as error:
+                    error.add_note(
+                        f"Raised for the constraint of parameter '{parameter.name}', without which the step was made."
+                    )
+                    raise
 
     def note_changes(self) -> None:
         """Parameters are changed, and with them those of their copies that were up to date before."""

@@ -7,7 +7,7 @@ import pytest
 
 from fcdense import optim
 from fcdense.backends import device
-from fcdense.errors import ArgumentError, GraphError
+from fcdense.errors import ArgumentError, GraphError, ShapeError
 from fcdense.parameter import Parameter
 from fcdense.tensor import tensor
 
@@ -226,6 +226,19 @@ def test_constraints_are_applied_after_the_update():
     p.constraint = lambda w: np.ones_like(w)
     optimizer.step()
     np.testing.assert_array_equal(p.numpy(), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("constraint", "error"), [(lambda w: w[:1], ShapeError), (lambda w: 1 / 0, ZeroDivisionError)])
+def test_a_constraint_that_fails_is_named(constraint, error):
+    p = parameter([1.0, -0.5], constraint=constraint)
+    optimizer = optim.SGD([p], 0.1)
+    p.sum().backward()
+    with pytest.raises(error) as caught:
+        optimizer.step()
+    (note,) = caught.value.__notes__
+    assert note == f"Raised for the constraint of parameter '{p.name}', without which the step was made."
+    assert optimizer.steps == 1
+    np.testing.assert_allclose(p.numpy(), [0.9, -0.6], rtol=1e-6)
 
 
 def test_a_graph_from_before_the_step_is_refused():
