@@ -91,7 +91,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
         from ml_dtypes import bfloat16
     except ImportError:
         raise ArgumentError(
-            'Precision "bfloat16" needs the package ml-dtypes, which gives NumPy such numbers: pip install ml-dtypes.'
+            'Precision "bfloat16" needs a GPU, and the package ml-dtypes, which gives NumPy such numbers: pip install '
+            "ml-dtypes."
         ) from None
     dtype: np.dtype[Any] = np.dtype(bfloat16)
     return dtype
