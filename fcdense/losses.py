@@ -87,7 +87,7 @@ class ElementwiseLoss:
         weight, scale = targets.row_weights(sample_weight, prediction.shape), 1.0 / prediction.size
         if weight is not None:
             scale = weight.size / (prediction.size * float(weight.sum()))
-            weight = _beside(prediction, weight.reshape(*weight.shape, *[1] * (prediction.ndim - weight.ndim)))
+            weight = _beside(prediction, targets.trailing(weight, prediction.ndim))
         if isinstance(target, Tensor) and tape.needs_grad((target,)):
             terms: Tensor = Tensor.apply(Elementwise(self.value, scalars), prediction, target.reshape(prediction.shape))
             return (terms if weight is None else terms * as_tensor(weight, like=terms)).sum() * scale

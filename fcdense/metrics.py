@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError, unknown_name
 from fcdense.precision import widened
+from fcdense.targets import trailing
 
 Array = NDArray[Any]
 
@@ -324,7 +325,7 @@ def _weights(sample_weight: Any, rows: tuple[int, ...]) -> Array:
     weights = _numbers(sample_weight, "sample_weight").astype(np.float64)
     if weights.ndim == 0 or weights.shape != rows[: weights.ndim]:
         raise ShapeError(f"sample_weight has the shape {weights.shape}, expected one weight per row: {rows}.")
-    weights = np.broadcast_to(weights.reshape(*weights.shape, *[1] * (len(rows) - weights.ndim)), rows)
+    weights = np.broadcast_to(trailing(weights, len(rows)), rows)
     bad = ~((weights >= 0) & np.isfinite(weights))
     if bad.any():
         raise DataError(f"sample_weight holds {weights[bad][0]:g}, expected finite numbers >= 0.")

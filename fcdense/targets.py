@@ -229,7 +229,7 @@ def weights_by_class(
         weights = by_class[0] * (1 - ones) + by_class[1] * ones
     weights = weights.reshape(rows)
     if sample_weight is not None:
-        weights = weights * sample_weight.reshape(-1, *[1] * (len(rows) - 1))
+        weights = weights * trailing(sample_weight, len(rows))
     return weights
 
 
@@ -246,6 +246,11 @@ def row_weights(given: Any, shape: Shape) -> Array | None:
     return np.asarray(weights / top)  # so that it fits float16 and float32
 
 
+def trailing(weights: Array, ndim: int) -> Array:
+    """Weights of leading axes with trailing axes of size 1, `ndim` in all, so that they weigh what lies below."""
+    return weights.reshape(*weights.shape, *[1] * (ndim - weights.ndim))
+
+
 def class_terms(
     target: Any,
     shape: Shape,
@@ -260,7 +265,7 @@ def class_terms(
     weight = row_weights(sample_weight, rows)
     by_class = None if class_weight is None else class_weights(class_weight, count)
     if weight is not None:
-        weight = np.broadcast_to(weight.reshape(*weight.shape, *[1] * (len(rows) - weight.ndim)), rows).reshape(-1)
+        weight = np.broadcast_to(trailing(weight, len(rows)), rows).reshape(-1)
     if ignore_index is not None and (ignored := t == ignore_index).any():
         weight = np.where(ignored, 0.0, 1.0 if weight is None else weight)
         t = np.where(ignored, 0, t)
