@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from fcdense import losses, metrics, nn, optim, targets
 from fcdense.accumulation import Average
 from fcdense.arena import Array
+from fcdense.array_targets import ArrayTargets
 from fcdense.backends import Device
 from fcdense.capture import Captured
 from fcdense.captured_rounds import Rounds
@@ -20,7 +21,6 @@ from fcdense.data import Batch, Batches, DataLoader
 from fcdense.data.loader import Pass
 from fcdense.errors import CaptureError, OutOfMemory
 from fcdense.log import logger
-from fcdense.nn.input import device_of
 from fcdense.tensor import Tensor, placed, tensor
 
 READS_AT_ONCE = (*metrics.TABLE.values(), metrics.TopK)
@@ -45,6 +45,8 @@ class CapturedTraining:
     ----------
     trainer : Trainer
     batches : DataLoader
+    array_targets : ArrayTargets
+        Those of the batches.
     is_wanted : bool
 
     Attributes
@@ -53,9 +55,10 @@ class CapturedTraining:
         Why steps are not captured, a word; "" where they are, or while that is not known.
     """
 
-    def __init__(self, trainer: Any, batches: DataLoader, is_wanted: bool) -> None:
+    def __init__(self, trainer: Any, batches: DataLoader, array_targets: ArrayTargets, is_wanted: bool) -> None:
         self._trainer = trainer
         self._batches = batches
+        self._targets = array_targets
         self.reason = "" if is_wanted else "capture=False"
         if trainer.class_weight is not None:
             self.refuse("class_weight", "the weights of rows are worked out on the host")
@@ -120,27 +123,24 @@ class CapturedTraining:
                 self._group = Rounds(captured, sources, [bool(trainer.metrics), True])
 
     def _check_of(self, prediction: Tensor) -> Callable[[Batch], object] | None:
-        """What looks at the values of targets, which the recorded loss does not: at all of them now, or at each batch.
+        """What looks at the values of a batch's targets, which the recorded loss does not; None if all were looked at.
 
         Raises
         ------
-        FcdenseError
-            A target is wrong, or the loss is one of which it is not known what it takes.
+        CaptureError
+            The loss is one of which it is not known what it takes.
         """
-        check = target_check(self._trainer.loss)
+        check = self._trainer.loss.target_check
         if check is None:
             raise CaptureError(UNKNOWN_TARGETS)
-        source, rest = self._batches.source, prediction.shape[1:]
-        if isinstance(source, Batches) and source.arrays.y is not None:
-            check(self._targets, (source.n, *rest))
+        if isinstance(self._batches.source, Batches):
             return None
-        return lambda batch: check(targets.beside(prediction, batch.y), (len(batch.x), *rest))
 
-    @cached_property
-    def _targets(self) -> Array:
-        """Those of all rows of arrays, on the host."""
-        y = self._batches.source.arrays.y
-        return placed(y, device_of(self._trainer.model)).numpy() if is_on_gpu(y) else y
+        def look(batch: Batch) -> object:
+            y: Any = batch.y
+            return check(y.shape, lambda: targets.beside(prediction, y), (len(batch.x), *prediction.shape[1:]))
+
+        return look
 
     def takes(self, batch: Batch) -> bool:
         """Whether the recorded step is one for `batch`."""
@@ -200,7 +200,7 @@ class CapturedTraining:
             batches.skip(made)
             *predictions, losses = (result[:made] for result in self._group.results)
             for prediction in predictions:  # where there are metrics
-                average.measure(prediction, self._targets[rows[:made]])
+                average.measure(prediction, self._targets.on_host[rows[:made]])
             average.add_losses(losses.tolist(), rows.shape[1])
         return made
 
@@ -229,16 +229,6 @@ def _rows(given: Any, dtype: Any, on: Device) -> Array:
     if is_on_gpu(given):
         return tensor(given, dtype, on).array
     return on.backend.from_host(given if dtype is None else np.ascontiguousarray(given, dtype))
-
-
-def target_check(loss: losses.Loss) -> Callable[[Any, tuple[int, ...]], object] | None:
-    """What looks at targets of predictions of a shape as the loss does where it is not recorded; None if not known."""
-    function = loss.function.func if isinstance(loss.function, partial) else loss.function
-    if function is losses.cross_entropy:
-        return lambda y, shape: targets.classes(y, shape, None)
-    if isinstance(function, losses.ElementwiseLoss):
-        return lambda y, shape: targets.probabilities(targets.matching(y, shape))
-    return None
 
 
 def training_step(

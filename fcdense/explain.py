@@ -14,7 +14,7 @@ from fcdense import losses, nn, optim, tape
 from fcdense.arena import Array
 from fcdense.backends.replay import Call
 from fcdense.capture import Captured
-from fcdense.captured_training import UNKNOWN_TARGETS, target_check, training_step
+from fcdense.captured_training import UNKNOWN_TARGETS, training_step
 from fcdense.errors import ArgumentError, GraphError
 from fcdense.inference import evaluating, require_module
 from fcdense.nn.input import device_of
@@ -140,7 +140,7 @@ def _training(model: nn.Module, loss: losses.Loss, spec: Any, x: Tensor, y: Tens
     scale = optim.LossScale(device=x.device) if current_precision() == "float16" else None
     step = Captured(partial(training_step, model, loss, chosen(model.parameters()), scale, spec is not None))
     lines, note = _recorded(step, "Trainer", "training step", x, y)
-    if step.unchecked and target_check(loss) is None:
+    if step.unchecked and loss.target_check is None:
         note = f"Trainer calls Python for every training step: {UNKNOWN_TARGETS}"
     return lines, note
 

@@ -29,6 +29,7 @@ from fcdense.expression import array_var, derive
 from fcdense.math import log_sigmoid
 from fcdense.operations import Elementwise
 from fcdense.program import Program, trace
+from fcdense.targets import Array, Shape
 from fcdense.tensor import Tensor, as_tensor
 
 TABLE: dict[str, Callable[..., Tensor]] = {}
@@ -267,6 +268,22 @@ class Loss:
 
     def __repr__(self) -> str:
         return f"<loss {self.name}>"
+
+    @property
+    def target_check(self) -> Callable[[Shape, Callable[[], Array], Shape], object] | None:
+        """What refuses wrong targets as the loss does, given their shape, what reads them, and the predictions' shape.
+
+        None for a function that is not in `TABLE`: what it takes is not known.
+        """
+        function = _inner(self.function)
+        if function is cross_entropy:
+            ignored = getattr(self.function, "keywords", {}).get("ignore_index")
+            return lambda given, read, shape: shape[-1:] < (2,) or targets.classes(read(), shape, ignored)
+        if not isinstance(function, ElementwiseLoss):
+            return None
+        if not function.of_logits:
+            return lambda given, read, shape: targets.check_matching(given, shape)
+        return lambda given, read, shape: targets.probabilities(targets.matching(read(), shape))
 
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None) -> Tensor:
         if _inner(self.function) not in TABLE.values():  # those there widen it themselves

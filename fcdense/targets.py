@@ -83,11 +83,12 @@ def matching(target: Any, shape: Shape) -> Array:
     broadcast: (B, 1) against (B,) would become (B, B).
     """
     array = numbers(target, "target")
-    _check_matching(array.shape, shape)
+    check_matching(array.shape, shape)
     return array.reshape(shape)
 
 
-def _check_matching(given: Shape, shape: Shape) -> None:
+def check_matching(given: Shape, shape: Shape) -> None:
+    """Refuse targets of the shape `given` for predictions of `shape`: see `matching`."""
     if given == shape or (*given, 1) == shape or given == (*shape, 1):
         return
     raise ShapeError(
@@ -160,7 +161,7 @@ def _look_at(target: Tensor, check: Callable[[], object], *about: Any) -> None:
 def matching_there(target: Tensor, prediction: Tensor, of_logits: bool) -> Tensor:
     """`matching` of a target that `stays`, in the dtype of the prediction."""
     shape = prediction.shape
-    _check_matching(target.shape, shape)
+    check_matching(target.shape, shape)
     if of_logits:
         _look_at(target, lambda: probabilities(matching(target, shape)), "probabilities")
     return _in_c_order(target.detach().reshape(prediction.shape).astype(prediction.dtype))

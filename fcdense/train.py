@@ -11,6 +11,7 @@ import numpy as np
 from fcdense import data, losses, nn, optim, tape, targets
 from fcdense import metrics as measures
 from fcdense.accumulation import Average, Step
+from fcdense.array_targets import ArrayTargets
 from fcdense.callbacks import Callback, CallbackList, Logs, ProgressBar, StopOnNaN
 from fcdense.captured_training import CapturedTraining
 from fcdense.data import Batch, DataLoader
@@ -106,7 +107,9 @@ class Trainer:
         self.precision = None if precision is None else known(precision)
         self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
-        self.optimizer = _optimizer(optimizer, model, learning_rate, clip_norm)
+        self.optimizer = optim.get_for(
+            optimizer, list(model.parameters()), learning_rate=learning_rate, clip_norm=clip_norm
+        )
         self._owns_optimizer = self.optimizer is not optimizer
         self.history = History()
         self.stop_training = False
@@ -169,8 +172,9 @@ class Trainer:
             A loss or gradient was NaN or infinite; the message names step and layer. Parameters, buffers and optimizer
             are as they were before that step.
         ArgumentError, DataError, DTypeError, ShapeError
-            Something given does not fit. What only its batch shows (a class beyond the outputs, say) is found there:
-            the steps before it were made, its own changed nothing.
+            Something given does not fit. For a loss of `fcdense.losses` all targets of arrays, those of validation as
+            well, are looked at before the first step. What only its batch shows is found there: the steps before it
+            were made, its own changed nothing.
 
         Notes
         -----
@@ -179,12 +183,13 @@ class Trainer:
         """
         epochs = as_count("epochs", epochs)
         self._take_new_parameters()
+        names = "", "validation_data: "
         if validation_split is not None:
+            names = "validation_split, rows to train on: ", "validation_split, rows held out: "
             if validation_data is not None or y is None:
                 raise ArgumentError("validation_split needs arrays x and y, and no validation_data beside them.")
-            weights, fraction = sample_weight, validation_split
             (x, y, sample_weight), validation_data = data.validation_split(
-                x, y, fraction, sample_weight=weights, seed=self.seed
+                x, y, validation_split, sample_weight=sample_weight, seed=self.seed
             )
         batches = feed(
             x,
@@ -199,21 +204,23 @@ class Trainer:
         )
         validation = None if validation_data is None else validation_feed(validation_data, x, y, epochs)
         defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
-        names = ["loss", *(metric.name for metric in self.metrics)]
-        capturing = CapturedTraining(self, batches, self.capture)
+        measured = ["loss", *(metric.name for metric in self.metrics)]
+        held_out = None if validation is None else ArrayTargets(self.model, validation, names[1])
+        given = ArrayTargets(self.model, batches, names[0], also=held_out)
+        capturing = CapturedTraining(self, batches, given, self.capture)
         # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
         with np.errstate(), self._multiplying(), CallbackList(callbacks, defaults) as hooks:
             self._prepare_loss_scale()
-            self.measured = names if validation is None else [*names, *(f"val_{name}" for name in names)]
+            self.measured = measured if validation is None else [*measured, *(f"val_{name}" for name in measured)]
             self.stop_training = False
             hooks.begin(self, epochs, batches.steps_per_epoch)
             try:
                 for epoch in range(epochs):
                     hooks.tell("on_epoch_begin", epoch)
                     batches.set_epoch(len(self.history))
-                    logs = self._train(batches, capturing, hooks)
+                    logs = self._train(batches, given, capturing, hooks)
                     if validation is not None:
-                        logs |= {f"val_{name}": value for name, value in self._measure(validation).items()}
+                        logs |= {f"val_{name}": value for name, value in self._measure(validation, given).items()}
                     self.history.append(logs)
                     hooks.tell("on_epoch_end", epoch, logs)
                     if self.stop_training:
@@ -232,7 +239,8 @@ class Trainer:
         Takes data as `fit` does, 256 rows at a time unless `batch_size` says otherwise.
         """
         with self._multiplying():
-            return self._measure(feed(x, y, sample_weight, batch_size=batch_size))
+            batches = feed(x, y, sample_weight, batch_size=batch_size)
+            return self._measure(batches, ArrayTargets(self.model, batches))
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Any:
         """The outputs for `x`, row by row, on the host or for a CuPy array on the GPU: `fcdense.predict`."""
@@ -258,7 +266,9 @@ class Trainer:
         if self._owns_optimizer and fresh:
             self.optimizer.add_parameters(fresh)
 
-    def _train(self, batches: DataLoader, capturing: CapturedTraining, hooks: CallbackList) -> Logs:
+    def _train(
+        self, batches: DataLoader, given: ArrayTargets, capturing: CapturedTraining, hooks: CallbackList
+    ) -> Logs:
         """One epoch."""
         self.model.train()
         self.optimizer.zero_grad()
@@ -276,7 +286,7 @@ class Trainer:
                 if capturing.takes(batch) and step.takes(float(len(batch.x))):
                     done = self._replay(capturing, batch, step, average, hooks)
                 if not done:
-                    prediction = self._compute(batch, is_penalized, step, average, hooks)
+                    prediction = self._compute(batch, given, is_penalized, step, average, hooks)
                     if prediction is not None:
                         capturing.offer(batch, prediction)
                 hooks.tell("on_step_end", number, {"loss": average.loss})
@@ -293,10 +303,10 @@ class Trainer:
         return average.result()
 
     def _compute(
-        self, batch: Batch, is_penalized: bool, step: Step, average: Average, hooks: CallbackList
+        self, batch: Batch, given: ArrayTargets, is_penalized: bool, step: Step, average: Average, hooks: CallbackList
     ) -> Tensor | None:
         """Learn a batch; its prediction, or None where it taught nothing."""
-        prediction, loss, weight = self._forward(batch)
+        prediction, loss, weight = self._forward(batch, given)
         if loss is not None and is_penalized:
             loss = loss + self.model.penalty()
         value = 0.0 if loss is None else loss.item()
@@ -357,19 +367,19 @@ class Trainer:
         step.undo()
         hooks.tell("on_non_finite", self.optimizer.steps, f"{what}: {first_non_finite(self.model, batch)}")
 
-    def _measure(self, batches: DataLoader) -> Logs:
+    def _measure(self, batches: DataLoader, given: ArrayTargets) -> Logs:
         """Loss and metrics of one pass without training."""
         average = Average(self.metrics)
         with evaluating(self.model):
             for number, batch in enumerate(batches):
                 # From the record of the first one, a loss of logits sees whether it is given probabilities.
                 with tape.recording(number == 0):
-                    prediction, loss, weight = self._forward(batch)
+                    prediction, loss, weight = self._forward(batch, given)
                 average.add(0.0 if loss is None else loss.item(), weight, prediction, batch)
         return average.result()
 
     @np.errstate(all="ignore")
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, float]:
+    def _forward(self, batch: Batch, given: ArrayTargets) -> tuple[Tensor, Tensor | None, float]:
         """Prediction, loss and total weight of a batch; no loss where the weight is 0.
 
         NumPy's warnings of overflow say less than `on_non_finite` does.
@@ -377,6 +387,7 @@ class Trainer:
         if batch.y is None:
             raise DataError("There are no targets: training and evaluation take batches of (x, y).")
         prediction = self.model(batch.x)
+        given.check(self.loss, batch, prediction)
         y, weights = targets.beside(prediction, batch.y), batch.sample_weight
         if self.class_weight is not None:
             weights = targets.weights_by_class(self.class_weight, y, prediction.shape, weights)
@@ -384,15 +395,3 @@ class Trainer:
         if not total:
             return prediction, None, 0.0
         return prediction, self.loss(prediction, y, weights), total
-
-
-def _optimizer(spec: Any, model: nn.Module, learning_rate: Any, clip_norm: float | None) -> optim.Optimizer:
-    given = {"learning_rate": learning_rate, "clip_norm": clip_norm}
-    options = {name: value for name, value in given.items() if value is not None}
-    if not isinstance(spec, optim.Optimizer):
-        return optim.get(spec)(model.parameters(), **options)
-    if options:
-        raise ArgumentError(f"{' and '.join(options)}: the optimizer is made already; give it there.")
-    if not set(spec.parameters) & set(model.parameters()):
-        raise ArgumentError("The optimizer has no parameter of this model; make it with model.parameters().")
-    return spec

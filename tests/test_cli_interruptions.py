@@ -47,10 +47,10 @@ def test_a_regression_that_is_interrupted_speaks_in_the_units_of_its_target(epoc
     np.savetxt("t.csv", np.column_stack([x, 1e4 + x[:, 0]]), delimiter=",")
     original = fc.Trainer._measure
 
-    def interrupted(trainer, batches):
+    def interrupted(trainer, *arguments):
         if len(trainer.history) == epoch - 1:
             raise KeyboardInterrupt
-        return original(trainer, batches)
+        return original(trainer, *arguments)
 
     monkeypatch.setattr(fc.Trainer, "_measure", interrupted)
     assert cli.main(["train", "t.csv", "--epochs", "2"]) == 130

@@ -31,8 +31,8 @@ FLOORS = (
     ("models", "nn/ targets losses optim/ init regularizers constraints"),
     (
         "running",
-        "fixed_inputs fixed_results recorded_step captured_methods capture data/ metrics history accumulation "
-        "captured_rounds captured_training inference diagnosis callbacks checkpoint train explain",
+        "fixed_inputs fixed_results recorded_step captured_methods capture data/ array_targets metrics history "
+        "accumulation captured_rounds captured_training inference diagnosis callbacks checkpoint train explain",
     ),
     ("doors", "__init__ __main__ cli tune sklearn onnx interop distributed bench/"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,85 @@ def test_class_weights_that_do_not_fit(class_weight, message):
     with pytest.raises(FcdenseError, match=message):
         fc.Trainer(model, class_weight=class_weight).fit(X, Y, verbose=False)
     assert same(model.state_dict(), before)
+
+
+def wrong_at(row, target, value):
+    target = target.copy()
+    target[row] = value
+    return target
+
+
+ONE_HOT = np.eye(3)[Y]
+IGNORING = partial(fc.losses.cross_entropy, ignore_index=-1)
+WRONG_TARGETS = {
+    "class": ("cross_entropy", Y, wrong_at(19, Y, 3), "target is 3 in row 19;"),
+    "ignored class": ("cross_entropy", Y, wrong_at(19, Y, -1), "target is -1 in row 19;.* pass it as ignore_index"),
+    "beside ignored": (IGNORING, wrong_at(3, Y, -1), wrong_at([3, 19], Y, [-1, -2]), "target is -2 in row 19;"),
+    "row of 2": ("cross_entropy", ONE_HOT, wrong_at(19, ONE_HOT, 0.7), r"target is \[0.7.* in row 19;"),
+    "float classes": ("cross_entropy", Y, Y.astype(float), "class numbers are integers"),
+    "probability": (
+        "binary_cross_entropy_with_logits", ONE_HOT, wrong_at((19, 1), ONE_HOT, 1.5), r"1.5 in row \(19, 1\)",
+    ),
+    "shape": ("mse", ONE_HOT, ONE_HOT[:, :2], r"prediction has shape \(24, 3\), target \(24, 2\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("case", WRONG_TARGETS)
+def test_a_wrong_target_of_arrays_is_found_before_anything_is_learned(case, capture):
+    loss, right, wrong, message = WRONG_TARGETS[case]
+    options = {"batch_size": 4, "shuffle": False, "verbose": False}
+    for rows, validation, whose in (
+        ((X, wrong), None, ""),
+        ((X, right), (X, wrong), "validation_data: "),
+        ((X, right), fc.data.Batches(X, wrong, batch_size=5), "validation_data: "),
+        ((fc.data.Batches(X, right, batch_size=7),), (X, wrong), "validation_data: "),
+        (([(X[:4], right[:4])] * 3,), (X, wrong), "validation_data: "),
+    ):
+        model = small_net()
+        trainer = fc.Trainer(model, loss, capture=capture)
+        given = options if len(rows) == 2 else {"verbose": False}
+        with pytest.raises(FcdenseError, match=f"^{whose}.*{message}"):
+            trainer.fit(*rows, validation_data=validation, **given)
+        assert (trainer.optimizer.steps, len(trainer.history)) == (0, 0)
+        trainer.fit(X, right, validation_data=(X, right), **options)  # the shapes of the first batch are known now
+        before = model.state_dict()
+        with pytest.raises(FcdenseError, match=f"^{whose}.*{message}"):
+            trainer.fit(*rows, validation_data=validation, **given)
+        assert same(model.state_dict(), before)
+    with pytest.raises(FcdenseError, match=f"^(?!validation).*{message}"):
+        fc.Trainer(small_net(), loss).evaluate(X, wrong, batch_size=4)
+
+
+@pytest.mark.parametrize("value", [3, -1])
+def test_a_wrong_target_of_a_split_is_found_in_either_part(value):
+    parts = set()
+    for row in range(24):
+        with pytest.raises(DataError, match=f"target is {value} in row") as caught:
+            fc.Trainer(small_net()).fit(X, wrong_at(row, Y, value), validation_split=0.25, batch_size=4, verbose=False)
+        parts.add(str(caught.value).partition(": target")[0])
+    assert parts == {"validation_split, rows to train on", "validation_split, rows held out"}
+
+
+def test_targets_of_a_callbacks_loss_are_looked_at():
+    class Other(fc.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            self.trainer.loss = fc.losses.get("binary_cross_entropy_with_logits")
+
+    trainer = fc.Trainer(linear(outputs=3), "mse")
+    wrong = wrong_at((19, 1), ONE_HOT, 1.5)
+    with pytest.raises(DataError, match=r"target is 1.5 in row \(19, 1\)"):
+        trainer.fit(X, wrong, epochs=2, batch_size=4, callbacks=[Other()], verbose=False)
+    assert trainer.optimizer.steps == 6
+
+
+def test_validation_rows_of_another_shape_are_left_to_their_batches():
+    """Predictions of training say nothing about them."""
+    model = fc.nn.Sequential(fc.nn.Dense(3, dtype="float64"))
+    trainer = fc.Trainer(model)
+    x, y = X.reshape(12, 2, 3), Y.reshape(12, 2)
+    history = trainer.fit(fc.data.Batches(x, y, batch_size=4), validation_data=(X, Y), verbose=False)
+    assert history["val_loss"] == [trainer.evaluate(X, Y)["loss"]]
 
 
 def test_a_batch_that_is_refused_changes_nothing():

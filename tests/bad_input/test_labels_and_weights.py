@@ -74,7 +74,7 @@ def test_a_wrong_label_in_a_later_batch_keeps_the_whole_steps_before_it():
     trainer, expected = settled(), settled()
     y = with_label(9, row=8)
     with pytest.raises(DataError, match="target is 9"):
-        trainer.fit(X, y, batch_size=4, shuffle=False, verbose=False)
+        trainer.fit([(X[rows], y[rows]) for rows in (slice(4), slice(4, 8), slice(8, 12))], verbose=False)
     expected.fit(X[:8], y[:8], batch_size=4, shuffle=False, verbose=False)
     assert facts(trainer.optimizer, trainer.model) == facts(expected.optimizer, expected.model)
 

@@ -206,6 +206,10 @@ def test_classes_weigh_and_wrong_ones_are_named(machine: Machine, on: Device) ->
     wrong[7] = 3
     with pytest.raises(DataError, match="target is 3 in row 7"):
         fc.losses.cross_entropy(network()(ROWS), callers(machine, wrong))
+    with pytest.raises(DataError, match=r"^target is 3 in row 7;"):
+        fc.Trainer(network()).fit(x, callers(machine, wrong), batch_size=4, verbose=False)
+    with pytest.raises(DataError, match=r"^validation_data: target is 3 in row 7;"):
+        fc.Trainer(network()).fit(x, y, validation_data=(x, callers(machine, wrong)), batch_size=4, verbose=False)
     bad = ROWS.copy()
     bad[9, 1] = np.nan
     with pytest.raises(NonFiniteError, match="x of the batch is nan in row 9"):
