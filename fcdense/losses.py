@@ -228,8 +228,6 @@ def cross_entropy(
         )
     if not (isinstance(label_smoothing, numbers.Real) and 0.0 <= label_smoothing <= 1.0):
         raise ArgumentError(f"label_smoothing is {label_smoothing!r}, expected a number from 0 to 1.")
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral)):
-        raise ArgumentError(f"ignore_index is {ignore_index!r}, expected an integer or None.")
     if isinstance(target, Tensor) and tape.needs_grad((target,)):
         raise ArgumentError("cross_entropy has no gradient for its target; pass target.detach().")
     # Logits of bfloat16 beside classes are taken as they are. float16 needs its scale before a gradient is rounded.
@@ -237,7 +235,7 @@ def cross_entropy(
     logits = z.reshape(-1, prediction.shape[-1])
     options = {
         "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
+        "ignore_index": targets.ignored_class(ignore_index),
         "label_smoothing": label_smoothing or None,
         "class_weight": class_weight,
     }
@@ -277,7 +275,7 @@ class Loss:
         """
         function = _inner(self.function)
         if function is cross_entropy:
-            ignored = getattr(self.function, "keywords", {}).get("ignore_index")
+            ignored = targets.ignored_class(getattr(self.function, "keywords", {}).get("ignore_index"))
             return lambda given, read, shape: shape[-1:] < (2,) or targets.classes(read(), shape, ignored)
         if not isinstance(function, ElementwiseLoss):
             return None

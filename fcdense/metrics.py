@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError, unknown_name
 from fcdense.precision import widened
-from fcdense.targets import trailing
+from fcdense.targets import ignored_class, trailing
 
 Array = NDArray[Any]
 
@@ -74,22 +74,51 @@ class RowMean(Metric):
         return self._total / self._weight if self._weight else math.nan
 
 
-class Accuracy(RowMean):
+class ClassShare(RowMean):
+    """Base of the metrics that are a share of rows, each of which belongs to a class.
+
+    Rows of the class `ignore_index`, an integer or None, count for nothing.
+    """
+
+    def __init__(self, ignore_index: int | None = None) -> None:
+        self.ignore_index = ignored_class(ignore_index)
+        super().__init__()
+
+    def update(self, prediction: Any, target: Any, sample_weight: Any = None) -> None:
+        if self.ignore_index is not None:
+            prediction, labels = _numbers(prediction, "prediction"), _numbers(target, "target")
+            shape = prediction.shape
+            rows = shape[:-1] if len(shape) > 1 else shape
+            if labels.shape == shape and labels.ndim > 1 and shape[-1] > 1:
+                raise ArgumentError(
+                    f"{self.name}: ignore_index speaks of class numbers, but the target has rows: give them "
+                    "sample_weight=0."
+                )
+            if labels.shape in (rows, (*rows, 1)):
+                labels = labels.reshape(rows)
+                is_ignored = labels == self.ignore_index
+                target = np.where(is_ignored, 0, labels)
+                sample_weight = np.where(is_ignored, 0.0, _weights(sample_weight, rows))
+        super().update(prediction, target, sample_weight)
+
+
+class Accuracy(ClassShare):
     """Share of rows whose class is the predicted one.
 
     With O >= 2 outputs the prediction is the largest one (the first of equals), and the target holds integer class
     labels, shape (...) or (..., 1), or one row of class probabilities per row (one-hot, or smoothed: the largest
     counts), shape (..., O). With one output, shape (..., 1) or (B,), class 1 is predicted where ``output > threshold``
-    and the target is 0 or 1. Predictions are logits; for probabilities of one output set ``threshold=0.5``.
+    and the target is 0 or 1. Predictions are logits; for probabilities of one output set ``threshold=0.5``. Rows of
+    the class `ignore_index` count for nothing.
     """
 
     name = "accuracy"
 
-    def __init__(self, threshold: float = 0.0) -> None:
+    def __init__(self, threshold: float = 0.0, *, ignore_index: int | None = None) -> None:
         if not math.isfinite(threshold):
             raise ArgumentError(f"Accuracy: threshold is {threshold!r}, expected a finite number.")
         self.threshold = float(threshold)
-        super().__init__()
+        super().__init__(ignore_index)
 
     def per_row(self, prediction: Array, target: Array) -> Array:
         scores = _scores(prediction)
@@ -100,19 +129,19 @@ class Accuracy(RowMean):
         return np.where(np.isnan(scores).any(axis=-1), np.nan, hits)
 
 
-class TopK(RowMean):
+class TopK(ClassShare):
     """Share of rows whose class is among the `k` largest of O >= k outputs; ``TopK(1)`` is `Accuracy`.
 
     Among equal outputs the lower class comes first, so that constant outputs score no better than a guess.
-    Targets as for `Accuracy` with O >= 2.
+    Targets and `ignore_index` as for `Accuracy` with O >= 2.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, *, ignore_index: int | None = None) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ArgumentError(f"TopK: k is {k!r}, expected an integer >= 1.")
         self.k = k
         self.name = f"top_{k}"
-        super().__init__()
+        super().__init__(ignore_index)
 
     def per_row(self, prediction: Array, target: Array) -> Array:
         scores = _scores(prediction)
@@ -303,7 +332,8 @@ def _labels(target: Array, scores: tuple[int, ...], classes: int) -> Array:
     values = target.astype(np.float64).reshape(rows)
     bad = ~((values >= 0) & (values < classes) & (values == np.floor(values)))
     if bad.any():
-        raise DataError(f"target holds the class {values[bad][0]:g}, expected the integers 0 to {classes - 1}.")
+        cure = " To leave such rows out, pass it as ignore_index." if values[bad][0] < 0 else ""
+        raise DataError(f"target holds the class {values[bad][0]:g}, expected the integers 0 to {classes - 1}.{cure}")
     return values.astype(np.int64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -136,6 +137,15 @@ def classes(target: Any, shape: Shape, ignore_index: int | None) -> Array:
             cure = "" if labels[wrong][0] >= 0 else "; to leave such rows out, pass it as ignore_index"
             _refuse(labels, wrong, f"{count} logits have the classes 0 to {count - 1}{cure}")
     return labels.reshape(-1).astype(np.int64, copy=False)
+
+
+def ignored_class(ignore_index: Any) -> int | None:
+    """The class that `ignore_index` names, or None where it names none."""
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, Integral) and not isinstance(ignore_index, bool):
+        return int(ignore_index)
+    raise ArgumentError(f"ignore_index is {ignore_index!r}, expected an integer or None.")
 
 
 def stays(target: Any, *options: Any) -> bool:
