@@ -158,9 +158,11 @@ class DenseNode(tape.Node):
             dz = _rows(dy.device.backend, dy.array)
             db, mode, bias_gradient = self._bias_target(sink)
             if db is not None or not self.activation.is_linear:
-                backend = dy.device.backend
-                dy_bo, dz = dz, backend.workspace.empty(dz.shape, dz.dtype)
-                backend.act_grad(dy_bo, self.aux, self.activation, out=dz, db=db, mode=mode)
+                backend, dy_bo = dy.device.backend, dz
+                is_done = self.activation.is_linear and dy_bo.flags.c_contiguous
+                out = None if is_done else backend.workspace.empty(dy_bo.shape, dy_bo.dtype)
+                backend.act_grad(dy_bo, self.aux, self.activation, out=out, db=db, mode=mode)
+                dz = dy_bo if out is None else out
         gradients = (
             self._input_gradient(dz, sink) if sink.needs(self, 0) else None,
             self._weight_gradient(dz, sink) if sink.needs(self, 1) else None,

@@ -263,13 +263,14 @@ class Backend(ABC):
         aux_bo: Array | None,
         act: Activation,
         *,
-        out: Array,
+        out: Array | None,
         db: Array | None = None,
         mode: Mode = "overwrite",
     ) -> None:
-        """out_bo = dy_bo * f'_bo, and db_o = column sums of out. `out` may be `dy_bo`. `mode` speaks of `db`.
+        """out_bo = dy_bo * f'_bo, and db_o = its column sums. `mode` speaks of `db`.
 
-        `aux_bo` is what `act.aux` names: f(z), f'(z), or None for a linear activation.
+        `out` may be `dy_bo`; it may be None if the activation is linear and only the sums are wanted. `aux_bo` is what
+        `act.aux` names: f(z), f'(z), or None for a linear activation.
         """
 
     # rows

@@ -169,6 +169,8 @@ class Call:
             # A forward pass writes f' or, in inference, no aux at all; a backward pass needs what there is.
             if (given and act.aux != "derivative") if aux == "aux" else given == (act.aux == "none"):
                 raise self.wrong(aux, f"is {'given' if given else 'None'}; {act.name} has aux '{act.aux}'.")
+            if self.given["out"] is None and not act.is_linear:
+                raise self.wrong("out", f"is None; {act.name} is not linear.")
         if self.given.get("mode", "overwrite") not in ("overwrite", "accumulate"):
             raise self.wrong("mode", f"is {self.given['mode']!r}; expected 'overwrite' or 'accumulate'.")
         if self.primitive in NUMBERS:

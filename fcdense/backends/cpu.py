@@ -146,16 +146,17 @@ class CpuBackend(Backend):
         aux_bo: Array | None,
         act: Activation,
         *,
-        out: Array,
+        out: Array | None,
         db: Array | None = None,
         mode: Mode = "overwrite",
     ) -> None:
+        dz_bo = dy_bo if out is None else out
         if not act.is_linear:
-            self._run(chain(act), (dy_bo,) if aux_bo is None else (dy_bo, aux_bo), (), (out,))
-        elif out is not dy_bo:
-            self.do(np.copyto, out, dy_bo)
+            self._run(chain(act), (dy_bo,) if aux_bo is None else (dy_bo, aux_bo), (), (dz_bo,))
+        elif dz_bo is not dy_bo:
+            self.do(np.copyto, dz_bo, dy_bo)
         if db is not None:
-            self._column_sums(out, db, mode)
+            self._column_sums(dz_bo, db, mode)
 
     def _column_sums(self, dz_bo: Array, db_o: Array, mode: Mode) -> None:
         dtype = sum_dtype(db_o.dtype)

@@ -119,16 +119,17 @@ class CudaBackend(Backend):
         aux_bo: Array | None,
         act: Activation,
         *,
-        out: Array,
+        out: Array | None,
         db: Array | None = None,
         mode: Mode = "overwrite",
     ) -> None:
+        dz_bo = dy_bo if out is None else out
         if not act.is_linear:
-            self.launcher.elementwise(chain(act), (dy_bo,) if aux_bo is None else (dy_bo, aux_bo), (), (out,))
-        elif not same_memory(out, dy_bo):
-            self.copy(dy_bo, out=out)
+            self.launcher.elementwise(chain(act), (dy_bo,) if aux_bo is None else (dy_bo, aux_bo), (), (dz_bo,))
+        elif not same_memory(dz_bo, dy_bo):
+            self.copy(dy_bo, out=dz_bo)
         if db is not None:
-            self.launcher.reduce("sum", out, (0,), db, adds=mode == "accumulate")
+            self.launcher.reduce("sum", dz_bo, (0,), db, adds=mode == "accumulate")
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def act_grad(
     aux_bo: Array | None,
     act: Activation,
     *,
-    out: Array,
+    out: Array | None,
     db: Array | None = None,
     mode: Mode = "overwrite",
 ) -> Instructions:
@@ -142,6 +142,8 @@ def act_grad(
     if not served([a for a in (dy_bo, aux_bo, out, db) if a is not None]):
         return None
     totals, added = _bias_gradient(db, mode)
+    if out is None:
+        return None if totals is None else [*column_sums(dy_bo, totals), *added]
     if not by_columns(out.shape, out.itemsize):
         sums = [] if totals is None else column_sums(out, totals)
         return [*share(_gradient_tile(act, aux_bo, out.dtype, out, None), dy_bo), *sums, *added]

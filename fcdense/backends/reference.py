@@ -98,12 +98,13 @@ class ReferenceBackend(Backend):
         aux_bo: Array | None,
         act: Activation,
         *,
-        out: Array,
+        out: Array | None,
         db: Array | None = None,
         mode: Mode = "overwrite",
     ) -> None:
         dz_bo = f64(dy_bo) * factor(act, aux_bo)
-        write(out, dz_bo)
+        if out is not None:
+            write(out, dz_bo)
         if db is not None:
             write(db, dz_bo.sum(axis=0), mode)
 

@@ -46,7 +46,7 @@ def apart(calls: Sequence[Call], empty: Callable[[tuple[int, ...], np.dtype[Any]
 def _sums_apart(call: Call) -> list[Call]:
     arguments = call.arguments
     dy, act, out, db = (arguments[name] for name in ("dy_bo", "act", "out", "db"))
-    if db is None or arguments["mode"] != "overwrite":
+    if db is None or out is None or arguments["mode"] != "overwrite":
         return [call]
     x = dy if act.is_linear and dy.flags.c_contiguous else out  # otherwise its sums would have another order
     gradient = replace(call, arguments={**arguments, "db": None}, writes=(out,))

@@ -121,12 +121,13 @@ def act_grad(
     mode: str = "overwrite",
     db: bool = True,
     bias_dtype: str = "",
+    only_db: bool = False,
 ) -> Case:
     bias = Out((o,), added=mode == "accumulate", dtype=bias_dtype) if db else None
     given = {"dy_bo": Floats((b, o)), "aux_bo": _aux((b, o), act), "act": act, "mode": mode, "db": bias}
     exact = act not in (activations.tanh, activations.sigmoid)
-    name = f"{b}x{o}-{act.name}-{mode if db else 'no-db'}"
-    return Case("act_grad", name, given | {"out": Out((b, o), may_be="dy_bo")}, exact)
+    name = f"{b}x{o}-{act.name}-{mode if db else 'no-db'}{'-only' if only_db else ''}"
+    return Case("act_grad", name, given | {"out": None if only_db else Out((b, o), may_be="dy_bo")}, exact)
 
 
 def softmax(b: int, k: int, log: bool) -> Case:
@@ -217,6 +218,8 @@ def _act_grad() -> Iterator[Case]:
     yield from (act_grad(b, o, mode=mode) for b, _, o in SIZES for mode in ("overwrite", "accumulate"))
     yield from (act_grad(17, 13, act) for act in (*EXACT_ACTS, *SMOOTH_ACTS))
     yield act_grad(17, 13, activations.gelu, db=False)
+    for b, _, o in SIZES:
+        yield from (act_grad(b, o, activations.linear, m, only_db=True) for m in ("overwrite", "accumulate"))
     yield act_grad(5000, 3, activations.tanh)
 
 

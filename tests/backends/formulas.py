@@ -120,7 +120,8 @@ def dense(x_bi: Any, w_io: Any, b_o: Any, act: Activation, out: Any, aux: Any) -
 
 def act_grad(dy_bo: Any, aux_bo: Any, act: Activation, out: Any, db: Any, mode: str) -> Results:
     dz_bo = dy_bo * FUNCTIONS[act][2](aux_bo)
-    return {"out": dz_bo} | ({} if db is None else {"db": _updated(db, dz_bo.sum(axis=0), mode)})
+    results = {} if out is None else {"out": dz_bo}
+    return results | ({} if db is None else {"db": _updated(db, dz_bo.sum(axis=0), mode)})
 
 
 def dense_grad_input(dz_bo: Any, w_io: Any, act: Activation, aux_bi: Any, out: Any, db: Any, mode: str) -> Results:

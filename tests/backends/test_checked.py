@@ -220,6 +220,7 @@ def test_an_array_of_another_device(primitive: str, name: str) -> None:
         ("act_grad", {"act": activations.linear}, "aux_bo is given; linear has aux 'none'"),
         ("act_grad", {"aux_bo": None}, "aux_bo is None; gelu has aux 'derivative'"),
         ("act_grad", {"act": DOUBLE}, "aux_bo is given; double has aux 'none'"),
+        ("act_grad", {"out": None}, "out is None; gelu is not linear"),
         ("dense_grad_input", {"aux_bi": None}, "aux_bi is None; tanh has aux 'output'"),
         ("dense_grad_weight", {"mode": "add"}, "mode is 'add'"),
         ("softmax_xent", {"target": np.zeros(5, np.int32)}, "target has dtype int32; expected int64"),

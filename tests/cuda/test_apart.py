@@ -60,7 +60,7 @@ def test_column_sums_of_what_does_not_lie_in_rows(form: str, backend: CudaBacken
     assert results(backend, [part.call for part in apart([call], backend.empty)]) == whole
 
 
-@pytest.mark.parametrize("changes", [{"mode": "accumulate"}, {"db": None}])
+@pytest.mark.parametrize("changes", [{"mode": "accumulate"}, {"db": None}, {"out": None}])
 def test_what_stays_whole(changes: dict[str, Any], backend: CudaBackend) -> None:
     dy, db = backend.zeros((4, 5), F32), backend.zeros((5,), F32)
     given = {"dy_bo": dy, "aux_bo": None, "act": activations.linear, "out": dy, "db": db, "mode": "overwrite"}
