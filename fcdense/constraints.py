@@ -10,9 +10,8 @@ With ``axis=0`` a norm is that of a column of the kernel (in, out): of all weigh
 
 from __future__ import annotations
 
-import numbers
+import math
 import operator
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fcdense.arena import Array
+from fcdense.arguments import real
 from fcdense.errors import ArgumentError, FormatError, unknown_name
 
 
@@ -45,10 +45,8 @@ class max_norm(Constraint):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.limit, numbers.Real) and not isinstance(self.limit, bool)
-        if not (is_number and 0.0 < self.limit <= sys.float_info.max):
-            raise ArgumentError(f"max_norm: limit is {self.limit!r}; expected a finite number > 0.")
-        object.__setattr__(self, "limit", float(self.limit))
+        limit = real(self.limit, "max_norm: limit", lambda value: 0.0 < value < math.inf, "a finite number > 0")
+        object.__setattr__(self, "limit", limit)
         _check_axis(self)
 
     def __call__(self, w: Array) -> Array:

@@ -15,7 +15,6 @@ import inspect
 import math
 import numbers
 import operator
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -26,6 +25,7 @@ from numpy.random import Generator
 from numpy.typing import DTypeLike, NDArray
 
 from fcdense.arena import too_large
+from fcdense.arguments import real
 from fcdense.errors import ArgumentError, DTypeError, FormatError, ShapeError, unknown_name
 
 Shape = tuple[int, ...]
@@ -53,13 +53,12 @@ class Initializer(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (is_number and -sys.float_info.max <= value <= sys.float_info.max):
-                raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a finite number.")
-            if field.name in ("gain", "stddev") and float(value) < 0:
-                raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}, expected a number >= 0.")
-            object.__setattr__(self, field.name, float(value))
+            what, value = f"{type(self).__name__}: {field.name}", getattr(self, field.name)
+            if field.name in ("gain", "stddev"):
+                number = real(value, what, lambda number: 0.0 <= number < math.inf, "a finite number >= 0")
+            else:
+                number = real(value, what, math.isfinite, "a finite number")
+            object.__setattr__(self, field.name, number)
 
     def __call__(self, shape: Sequence[int], dtype: DTypeLike, generator: Generator) -> Array:
         sizes, kind = _checked(shape, dtype, generator)

@@ -8,13 +8,13 @@ functions.)
 
 from __future__ import annotations
 
-import numbers
-import sys
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fcdense.arguments import real
 from fcdense.errors import ArgumentError, FormatError, unknown_name
 from fcdense.tensor import Tensor
 
@@ -25,11 +25,9 @@ class Regularizer(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (is_number and 0.0 <= value <= sys.float_info.max):
-                raise ArgumentError(f"{type(self).__name__}: {field.name} is {value!r}; expected a finite number >= 0.")
-            object.__setattr__(self, field.name, float(value))
+            what, value = f"{type(self).__name__}: {field.name}", getattr(self, field.name)
+            strength = real(value, what, lambda number: 0.0 <= number < math.inf, "a finite number >= 0")
+            object.__setattr__(self, field.name, strength)
 
     @abstractmethod
     def __call__(self, w: Tensor) -> Tensor:

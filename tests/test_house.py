@@ -22,8 +22,8 @@ ENVIRONMENT = {"FCDENSE_DEVICE", "FCDENSE_CACHE", "FCDENSE_LOG"}
 FLOORS = (
     (
         "words",
-        "_checkout errors log scope symbol algebra expression program lowering codegen loops emit math activation "
-        "activations kernels/",
+        "_checkout errors arguments log scope symbol algebra expression program lowering codegen loops emit math "
+        "activation activations kernels/",
     ),
     ("memory", "layout arena random conversion precision"),
     ("backends", "backends/ cuda/"),

@@ -15,10 +15,10 @@ import numpy as np
 
 from fcdense import ops
 from fcdense.activations import Activation as Function
+from fcdense.arguments import real
 from fcdense.errors import ArgumentError
 from fcdense.nn import layer
 from fcdense.nn.activation import ActivationLayer
-from fcdense.nn.arguments import real
 from fcdense.program import trace
 from fcdense.tensor import Tensor
 

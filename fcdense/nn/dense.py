@@ -8,10 +8,10 @@ import numpy as np
 
 from fcdense import activations, constraints, init, ops, precision, regularizers
 from fcdense.activations import Activation
+from fcdense.arguments import flag, integer
 from fcdense.backends import current_device
 from fcdense.dense import check_precision
 from fcdense.nn import layer
-from fcdense.nn.arguments import flag, integer
 from fcdense.nn.features import FeatureLayer
 from fcdense.parameter import Parameter
 from fcdense.random import random_state

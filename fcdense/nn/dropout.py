@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fcdense import ops
+from fcdense.arguments import real
 from fcdense.nn import layer
-from fcdense.nn.arguments import real
 from fcdense.tensor import Tensor
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fcdense.arguments import integer
 from fcdense.backends.recording import is_recording
 from fcdense.conversion import float_dtype
 from fcdense.errors import CaptureError, DeviceError, DTypeWarning, ShapeError
-from fcdense.nn.arguments import integer
 from fcdense.nn.input import device_of
 from fcdense.nn.layer import Layer
 from fcdense.parameter import Parameter

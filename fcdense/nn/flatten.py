@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from fcdense.arguments import integer
 from fcdense.errors import ShapeError
 from fcdense.nn import layer
-from fcdense.nn.arguments import integer
 from fcdense.tensor import Tensor
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fcdense.arguments import flag, real
 from fcdense.backends import current_device
 from fcdense.errors import ShapeError
 from fcdense.nn import layer
-from fcdense.nn.arguments import flag, real
 from fcdense.nn.features import FeatureLayer
 from fcdense.parameter import Parameter
 from fcdense.tape import no_grad

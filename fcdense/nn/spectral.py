@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fcdense.arguments import integer, real
 from fcdense.errors import ArgumentError
 from fcdense.nn import layer
-from fcdense.nn.arguments import integer, real
 from fcdense.nn.dense import Dense
 from fcdense.nn.features import is_deferred
 from fcdense.random import random_state

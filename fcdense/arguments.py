@@ -1,4 +1,4 @@
-"""Checks of the numbers that layers are made with."""
+"""Checks of the numbers that layers, initializers, regularizers and constraints are made with."""
 
 from __future__ import annotations
 
