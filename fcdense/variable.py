@@ -242,11 +242,13 @@ class Variable:
             `gradient` is left out for more than one element, or has another shape.
         """
         seed = self.gradient_seed(gradient)
-        if self.node is None:
-            with tape.recording(False):
+        with tape.recording(False):
+            if self.node is None:
                 self.deposit(seed)
-        else:
-            tape.backward(self.node, seed, GradientBuffers(), retain_graph=retain_graph, create_graph=False)
+                return
+            if gradient is not None:  # it may lie in a parameter's gradient, which is written while it is read
+                seed = self.apply(AsType(self.dtype), seed)
+        tape.backward(self.node, seed, GradientBuffers(), retain_graph=retain_graph, create_graph=False)
 
     def gradient_seed(self, gradient: Any = None) -> Any:
         """The checked start of a walk back from this tensor."""

@@ -12,10 +12,11 @@ import pytest
 
 from fcdense import activations, ops
 from fcdense.activation import Activation
-from fcdense.backends import device
+from fcdense.backends import device, use_device
 from fcdense.dense import DenseNode
 from fcdense.errors import DeviceError, DTypeError, GraphError, ShapeError
 from fcdense.gradients import grad, gradcheck
+from fcdense.nn import Dense
 from fcdense.operations import Elementwise
 from fcdense.parameter import Parameter, pack
 from fcdense.tensor import Tensor, tensor
@@ -340,3 +341,35 @@ def test_float16_computes_here_too(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(y.numpy(), np.maximum(z, 0.0))
     np.testing.assert_array_equal(w.grad.numpy(), arrays[0].astype(float).T @ (z > 0))
     assert {t.dtype for t in (y, x.grad, w.grad, b.grad)} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("on", ["numpy", "cpu"])
+@pytest.mark.parametrize("act", ["linear", "tanh"])
+@pytest.mark.parametrize(
+    ("which", "has_bias"),
+    [
+        *(("kernel", has_bias) for has_bias in (True, False)),
+        *(("bias below", has_bias) for has_bias in (True, False)),
+        ("bias", True),
+        ("bias as an array", True),
+    ],
+)
+def test_a_gradient_that_lies_in_a_parameters_own(which: str, has_bias: bool, act: str, on: str) -> None:
+    """It is read before it is written, as if it were a copy."""
+    rng = np.random.default_rng(4)
+    rows = 5 if which == "kernel" else 1
+    with use_device(on):
+        below, layer = Dense(5, in_features=4), Dense(5, act, in_features=5, use_bias=has_bias)
+        x = tensor(rng.normal(size=(rows, 4)).astype(np.float32))
+        layer(below(x)).sum().backward()
+        before = {parameter: parameter.grad.numpy().copy() for parameter in [*below.parameters(), *layer.parameters()]}
+        own = {"kernel": layer.kernel, "bias below": below.bias}.get(which, layer.bias)
+        given = own.grad.reshape(rows, 5)
+        copy = given.numpy().copy()
+        layer(below(x)).backward(given.numpy() if which == "bias as an array" else given)
+        found = {parameter: parameter.grad.numpy() - before[parameter] for parameter in before}
+        for parameter in before:
+            parameter.zero_grad()
+        layer(below(x)).backward(copy)
+        for parameter, ours in found.items():
+            np.testing.assert_allclose(ours, parameter.grad.numpy(), rtol=1e-5, atol=1e-5)
