@@ -17,7 +17,7 @@ from fcdense.backends import Device
 from fcdense.capture import Captured
 from fcdense.captured_rounds import Rounds
 from fcdense.conversion import is_on_gpu
-from fcdense.data import Batch, Batches, DataLoader
+from fcdense.data import Batch, DataLoader
 from fcdense.data.loader import Pass
 from fcdense.errors import CaptureError, OutOfMemory
 from fcdense.log import logger
@@ -82,7 +82,7 @@ class CapturedTraining:
 
     def close(self) -> None:
         """Batches get arrays of their own again."""
-        if isinstance(self._batches.source, Batches):
+        if self._batches.arrays is not None:
             self._batches.source.write_into(None)
 
     def offer(self, batch: Batch, prediction: Tensor) -> None:
@@ -97,8 +97,8 @@ class CapturedTraining:
             self.refuse("dtype", f"batches of {batch.x.dtype} are converted on the host")
             return
         on = prediction.device
-        source = self._batches.source
-        if isinstance(source, Batches) and not self.keeps_arrays and _are_small_integers(arrays[1]):
+        rows, source = self._batches.arrays, self._batches.source
+        if rows is not None and not self.keeps_arrays and _are_small_integers(arrays[1]):
             arrays[1] = arrays[1].astype(np.int64)  # as class numbers are in the end: once instead of at each step
         x, y = (placed(array, on) for array in arrays)
         trainer = self._trainer
@@ -114,11 +114,11 @@ class CapturedTraining:
         self._captured, self._form = captured, _form(batch)
         self._served = served
         arrays = [tensor.array for tensor in captured.inputs]
-        if isinstance(source, Batches):
+        if rows is not None:
             if on.backend.is_host:
                 self._fixed = Batch(*arrays)
                 source.write_into(self._fixed)
-            sources = resident(source, arrays, on) if len(batch.x) == source.batch_size else None
+            sources = resident(rows, arrays, on) if len(batch.x) == source.batch_size else None
             if sources is not None:
                 self._group = Rounds(captured, sources, [bool(trainer.metrics), True])
 
@@ -127,13 +127,14 @@ class CapturedTraining:
 
         Raises
         ------
-        CaptureError
-            The loss is one of which it is not known what it takes.
+        FcdenseError
+            A target is wrong, or the loss is one of which it is not known what it takes.
         """
         check = self._trainer.loss.target_check
         if check is None:
             raise CaptureError(UNKNOWN_TARGETS)
-        if isinstance(self._batches.source, Batches):
+        if self._batches.arrays is not None:
+            self._targets.check_batches(self._trainer.loss, prediction.shape[1:])
             return None
 
         def look(batch: Batch) -> object:
@@ -216,10 +217,10 @@ class CapturedTraining:
         self._captured = self._group = None
 
 
-def resident(source: Batches, inputs: Sequence[Array], on: Device) -> list[Array] | None:
+def resident(rows: Batch, inputs: Sequence[Array], on: Device) -> list[Array] | None:
     """The rows of x and y where a step's inputs are: on a GPU a copy of all of them; None where it has no room."""
     try:
-        return [_rows(source.arrays.x, None, on), _rows(source.arrays.y, inputs[1].dtype, on)]
+        return [_rows(rows.x, None, on), _rows(rows.y, inputs[1].dtype, on)]
     except OutOfMemory as error:
         logger.info("batches are sent to %s one by one: %s", on, error)
         return None

@@ -275,13 +275,22 @@ class Loss:
         """
         function = _inner(self.function)
         if function is cross_entropy:
-            ignored = targets.ignored_class(getattr(self.function, "keywords", {}).get("ignore_index"))
-            return lambda given, read, shape: shape[-1:] < (2,) or targets.classes(read(), shape, ignored)
+            return self._check_classes
         if not isinstance(function, ElementwiseLoss):
             return None
         if not function.of_logits:
             return lambda given, read, shape: targets.check_matching(given, shape)
         return lambda given, read, shape: targets.probabilities(targets.matching(read(), shape))
+
+    def _check_classes(self, given: Shape, read: Callable[[], Array], shape: Shape) -> None:
+        if len(shape) > 1 and shape[-1] > 1:  # else the loss refuses the prediction
+            targets.classes(read(), shape, self.ignore_index)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The class whose rows count for nothing: an option of `cross_entropy`."""
+        options = self.function.keywords if isinstance(self.function, partial) else {}
+        return targets.ignored_class(options.get("ignore_index") if _inner(self.function) is cross_entropy else None)
 
     def __call__(self, prediction: Tensor, target: Any, sample_weight: Any = None) -> Tensor:
         if _inner(self.function) not in TABLE.values():  # those there widen it themselves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
@@ -119,7 +120,7 @@ def classes(target: Any, shape: Shape, ignore_index: int | None) -> Array:
             raise ArgumentError(
                 "ignore_index speaks of class numbers, but the target has rows: give them sample_weight=0."
             )
-        return _probability_rows(array, count)
+        return _probability_rows(array)
     if array.shape not in (rows, (*rows, 1)):
         raise ShapeError(
             f"target has shape {array.shape}, the logits {shape}; expected class numbers {rows} or rows of "
@@ -225,15 +226,25 @@ def class_weights(given: Sequence[float] | Mapping[int, float], count: int) -> A
 
 
 def weights_by_class(
-    class_weight: Sequence[float] | Mapping[int, float], target: Any, shape: Shape, sample_weight: Array | None
+    class_weight: Sequence[float] | Mapping[int, float],
+    target: Any,
+    shape: Shape,
+    sample_weight: Array | None,
+    ignore_index: int | None,
 ) -> Array:
-    """The weight of each row of predictions: that of its class (of probabilities the mean), times its sample weight."""
+    """The weight of each row of predictions: that of its class (of probabilities the mean), times its sample weight.
+
+    Rows of the class `ignore_index` have weight 0.
+    """
     outputs = shape[-1] if len(shape) > 1 else 1
     rows = shape[:-1] if len(shape) > 1 else shape
     if outputs > 1:
         by_class = class_weights(class_weight, outputs)
-        t = classes(target, shape, None)
-        weights: Array = by_class[t] if t.ndim == 1 else t @ by_class
+        t = classes(target, shape, ignore_index)
+        if t.ndim == 1 and ignore_index is not None:
+            weights: Array = np.where(t == ignore_index, 0.0, by_class[np.where(t == ignore_index, 0, t)])
+        else:
+            weights = by_class[t] if t.ndim == 1 else t @ by_class
     else:
         by_class = class_weights(class_weight, 2)
         ones = probabilities(matching(target, shape))
@@ -300,18 +311,17 @@ def _not_negative(weights: Array, what: str) -> Array:
     return weights
 
 
-def _probability_rows(array: Array, count: int) -> Array:
-    flat = array.reshape(-1, count)
+def _probability_rows(array: Array) -> Array:
     with np.errstate(invalid="ignore"):
-        off = np.abs(flat.sum(axis=-1, dtype=np.float64) - 1.0)
-        wrong = (~(flat >= 0)).any(axis=-1) | ~(off <= ROW_SUM)
+        off = np.abs(array.sum(axis=-1, dtype=np.float64) - 1.0)
+        wrong = (~(array >= 0)).any(axis=-1) | ~(off <= ROW_SUM)
     if wrong.any():
-        row = int(np.argmax(wrong))
+        index, place = _first(wrong)
         raise DataError(
-            f"target is {flat[row].tolist()} in row {row}; expected probabilities that sum to 1 (one-hot rows, for "
-            "example). Class numbers are given without the axis of classes."
+            f"target is {reprlib.repr(array[index].tolist())} in {place}; expected probabilities that sum to 1 "
+            "(one-hot rows, for example). Class numbers are given without the axis of classes."
         )
-    return flat
+    return array.reshape(-1, array.shape[-1])
 
 
 def _class_numbers(target: Any) -> Array:
@@ -341,6 +351,12 @@ def _class_numbers(target: Any) -> Array:
 
 def _refuse(array: Array, wrong: Array, expected: str, what: str = "target") -> NoReturn:
     """Name the first wrong value and its row."""
-    index = tuple(int(i) for i in np.argwhere(wrong)[0])
-    place = f"row {index[0]}" if len(index) == 1 else f"row {index}" if index else "its only row"
+    index, place = _first(wrong)
     raise DataError(f"{what} is {array[index].item()!r} in {place}; {expected}.")
+
+
+def _first(wrong: Array) -> tuple[tuple[int, ...], str]:
+    """The first place that is wrong, and its name; a last axis of length 1 may not have been given."""
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    axes = index[:-1] if wrong.ndim > 1 and wrong.shape[-1] == 1 else index
+    return index, f"row {axes[0]}" if len(axes) == 1 else f"row {axes}" if axes else "its only row"

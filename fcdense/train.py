@@ -173,8 +173,8 @@ class Trainer:
             are as they were before that step.
         ArgumentError, DataError, DTypeError, ShapeError
             Something given does not fit. For a loss of `fcdense.losses` all targets of arrays, those of validation as
-            well, are looked at before the first step. What only its batch shows is found there: the steps before it
-            were made, its own changed nothing.
+            well, are looked at before the first step, unless a row has weight 0. What only its batch shows is found
+            there: the steps before it were made, its own changed nothing.
 
         Notes
         -----
@@ -183,11 +183,11 @@ class Trainer:
         """
         epochs = as_count("epochs", epochs)
         self._take_new_parameters()
-        names = "", "validation_data: "
+        whole = None
         if validation_split is not None:
-            names = "validation_split, rows to train on: ", "validation_split, rows held out: "
             if validation_data is not None or y is None:
                 raise ArgumentError("validation_split needs arrays x and y, and no validation_data beside them.")
+            whole = data.Batches(x, y, sample_weight=sample_weight).arrays
             (x, y, sample_weight), validation_data = data.validation_split(
                 x, y, validation_split, sample_weight=sample_weight, seed=self.seed
             )
@@ -205,8 +205,10 @@ class Trainer:
         validation = None if validation_data is None else validation_feed(validation_data, x, y, epochs)
         defaults = (StopOnNaN(), ProgressBar()) if verbose else (StopOnNaN(),)
         measured = ["loss", *(metric.name for metric in self.metrics)]
-        held_out = None if validation is None else ArrayTargets(self.model, validation, names[1])
-        given = ArrayTargets(self.model, batches, names[0], also=held_out)
+        held_out = None
+        if validation is not None and whole is None:
+            held_out = ArrayTargets(self.model, validation, self.class_weight, name="validation_data: ")
+        given = ArrayTargets(self.model, batches, self.class_weight, whole=whole, also=held_out)
         capturing = CapturedTraining(self, batches, given, self.capture)
         # Ctrl-C may fall between the lines of an inner errstate; this one puts NumPy's settings back all the same.
         with np.errstate(), self._multiplying(), CallbackList(callbacks, defaults) as hooks:
@@ -240,7 +242,7 @@ class Trainer:
         """
         with self._multiplying():
             batches = feed(x, y, sample_weight, batch_size=batch_size)
-            return self._measure(batches, ArrayTargets(self.model, batches))
+            return self._measure(batches, ArrayTargets(self.model, batches, self.class_weight))
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Any:
         """The outputs for `x`, row by row, on the host or for a CuPy array on the GPU: `fcdense.predict`."""
@@ -390,7 +392,8 @@ class Trainer:
         given.check(self.loss, batch, prediction)
         y, weights = targets.beside(prediction, batch.y), batch.sample_weight
         if self.class_weight is not None:
-            weights = targets.weights_by_class(self.class_weight, y, prediction.shape, weights)
+            ignored = self.loss.ignore_index
+            weights = targets.weights_by_class(self.class_weight, y, prediction.shape, weights, ignored)
         total = float(len(batch.x)) if weights is None else float(weights.sum())
         if not total:
             return prediction, None, 0.0

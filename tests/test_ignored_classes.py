@@ -100,3 +100,18 @@ def test_training_with_them(capture):
         found.append({name: history[name] for name in trainer.measured})
     for name, values in found[0].items():
         np.testing.assert_allclose(values, found[1][name], rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_class_weights_beside_them(capture):
+    """The loss of an epoch is the mean over the rows that count, each as heavy as its class."""
+    labels = np.where(IGNORED, -1, LABELS)
+    loss = partial(fc.losses.cross_entropy, ignore_index=-1)
+    weights = {0: 2.0, 1: 0.0}
+    trainer = fc.Trainer(linear(outputs=CLASSES), loss, class_weight=weights, capture=capture)
+    logits = trainer.predict(X)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(ROWS), LABELS]
+    by_row = np.where(IGNORED, 0.0, np.array([2.0, 0.0, 1.0, 1.0])[LABELS])
+    found = trainer.evaluate(X, labels, batch_size=7)["loss"]
+    assert found == pytest.approx(np.average(losses, weights=by_row), rel=1e-12)
+    assert np.isfinite(trainer.fit(X, labels, batch_size=7, verbose=False)["loss"]).all()

@@ -9,7 +9,7 @@ import numpy as np
 from fcdense.data.batches import Batches
 from fcdense.data.checks import no_weight
 from fcdense.data.loader import DataLoader
-from fcdense.errors import ArgumentError, ShapeError
+from fcdense.errors import ArgumentError, DataError, ShapeError
 
 
 def feed(
@@ -63,7 +63,7 @@ def validation_feed(given: Any, x: Any, y: Any, epochs: int = 1) -> DataLoader:
     ArgumentError
         A tuple of another length, or arrays in a list: they would be batches without targets.
     DataError
-        A generator that ends before the last of `epochs`.
+        A generator that ends before the last of `epochs`, or `Batches` without targets.
     """
     if isinstance(given, list) and given and hasattr(given[0], "__array__"):
         raise ArgumentError(
@@ -73,6 +73,8 @@ def validation_feed(given: Any, x: Any, y: Any, epochs: int = 1) -> DataLoader:
     if not isinstance(given, tuple):
         batches = feed(given)
         batches.check_passes(epochs)
+        if batches.arrays is not None and batches.arrays.y is None:
+            raise DataError("validation_data is Batches(x) without targets; pass Batches(x, y).")
         return batches
     if len(given) not in (2, 3) or given[1] is None:
         raise ArgumentError(

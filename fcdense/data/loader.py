@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcdense.data.batches import Batch, Walk
+from fcdense.data.batches import Batch, Batches, Walk
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError
 
@@ -76,6 +76,13 @@ class DataLoader:
             return len(self.source)
         except TypeError:
             return None
+
+    @property
+    def arrays(self) -> Batch | None:
+        """All rows, where batches are rows of arrays: of `Batches`, unless a subclass makes others of them."""
+        kind: Any = type(self.source)
+        takes_rows = isinstance(self.source, Batches) and kind.__iter__ is Batches.__iter__
+        return self.source.arrays if takes_rows and kind.batch is Batches.batch else None
 
     @property
     def epoch(self) -> int:
