@@ -7,11 +7,12 @@ back, are one unit. Units of one phase do not touch what others of it write; thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, product
 
 from fcdense.arena import Array
 from fcdense.backends.instructions import Instruction
-from fcdense.backends.spans import overlap, span
+from fcdense.backends.spans import span
 
 SMALL = 0.05
 """What costs less than that, 0.1 us, is not worth a unit of its own."""
@@ -25,9 +26,15 @@ class Unit:
     instructions : list of Instruction
     """
 
-    def __init__(self, instruction: Instruction) -> None:
-        self.instructions = [instruction]
-        self._is_serial = _is_small(instruction)
+    def __init__(self, use: _Use) -> None:
+        self.instructions = [use.instruction]
+        self._uses = [use]
+        self._is_serial = _is_small(use.instruction)
+
+    def append(self, use: _Use) -> None:
+        """Make one more instruction after the others."""
+        self.instructions.append(use.instruction)
+        self._uses.append(use)
 
     @property
     def cost(self) -> float:
@@ -39,41 +46,50 @@ class Unit:
         """Whether the work is worth sharing and can be."""
         return self.cost >= 1.0 and all(instruction.is_divisible for instruction in self.instructions)
 
-    def takes(self, later: Instruction) -> bool:
+    def takes(self, later: _Use) -> bool:
         """Whether `later`, which uses what this unit does, can be its next instruction."""
         if self._is_serial:
-            return _is_small(later)
-        return all(_is_local(later, earlier) for earlier in self.instructions)
+            return _is_small(later.instruction)
+        return all(_is_local(later, earlier) for earlier in self._uses)
 
-    def precedes(self, later: Instruction) -> bool:
+    def precedes(self, later: _Use) -> bool:
         """Whether `later` reads or writes what this unit writes, or writes what it reads."""
-        return any(_conflicts(later, earlier) for earlier in self.instructions)
+        return any(True for earlier in self._uses for _ in _conflicts(later, earlier))
+
+
+class _Use:
+    """An instruction, and where the arrays lie that it reads and writes."""
+
+    def __init__(self, instruction: Instruction) -> None:
+        self.instruction = instruction
+        self.reads = [(array, *span(array)) for array in instruction.reads]
+        self.writes = [(array, *span(array)) for array in instruction.writes]
 
 
 def in_order(instructions: Iterable[Instruction]) -> list[list[Unit]]:
     """Each instruction a phase of its own."""
-    return [[Unit(instruction)] for instruction in instructions]
+    return [[Unit(_Use(instruction))] for instruction in instructions]
 
 
 def phases(instructions: Sequence[Instruction]) -> list[list[Unit]]:
     """Every instruction as early as what it uses is there, the dearest units of a phase first."""
     result: list[list[Unit]] = []
-    for instruction in instructions:
+    for use in map(_Use, instructions):
         number = len(result) - 1
         before: list[Unit] = []
-        while number >= 0 and not (before := [unit for unit in result[number] if unit.precedes(instruction)]):
+        while number >= 0 and not (before := [unit for unit in result[number] if unit.precedes(use)]):
             number -= 1
-        if len(before) == 1 and before[0].takes(instruction):
-            before[0].instructions.append(instruction)
+        if len(before) == 1 and before[0].takes(use):
+            before[0].append(use)
             continue
         if number + 1 == len(result):
             result.append([])
         phase = result[number + 1]
-        beside = [unit for unit in phase if unit.takes(instruction)] if _is_small(instruction) else []
+        beside = [unit for unit in phase if unit.takes(use)] if _is_small(use.instruction) else []
         if beside:
-            beside[0].instructions.append(instruction)
+            beside[0].append(use)
         else:
-            phase.append(Unit(instruction))
+            phase.append(Unit(use))
     return [sorted(phase, key=lambda unit: -unit.cost) for phase in result]
 
 
@@ -81,21 +97,21 @@ def _is_small(instruction: Instruction) -> bool:
     return instruction.cost < SMALL and not instruction.rows
 
 
-def _is_local(later: Instruction, earlier: Instruction) -> bool:
+def _is_local(later: _Use, earlier: _Use) -> bool:
     """Whether a share of `later` uses nothing that another share of `earlier` writes, nor the other way round."""
-    if not later.rows or later.rows != earlier.rows:
+    mine, theirs = later.instruction, earlier.instruction
+    if not mine.rows or mine.rows != theirs.rows:
         return False
     return all(
-        _same_rows(a, b) and not _is_in(a, later.whole) and not _is_in(b, earlier.whole)
+        _same_rows(a, b) and not _is_in(a, mine.whole) and not _is_in(b, theirs.whole)
         for a, b in _conflicts(later, earlier)
     )
 
 
-def _conflicts(later: Instruction, earlier: Instruction) -> list[tuple[Array, Array]]:
+def _conflicts(later: _Use, earlier: _Use) -> Iterator[tuple[Array, Array]]:
     """Arrays of both that share memory which at least one of them writes."""
-    pairs = [(a, b) for a in (*later.reads, *later.writes) for b in earlier.writes]
-    pairs += [(a, b) for a in later.writes for b in earlier.reads]
-    return [(a, b) for a, b in pairs if overlap(a, b)]
+    pairs = chain(product(chain(later.reads, later.writes), earlier.writes), product(later.writes, earlier.reads))
+    return ((a, b) for (a, a0, a1), (b, b0, b1) in pairs if a0 < b1 and b0 < a1)
 
 
 def _same_rows(a: Array, b: Array) -> bool:
