@@ -199,15 +199,18 @@ class Variable:
         if changes.witness is not None:
             changes.witness.leaf(self, forgets=forgets)
 
-    def gradient_like(self, value: Any) -> Any:
-        """`value`, a tensor or array of this tensor's shape, as a tensor of its dtype and on its device."""
+    def gradient_like(self, value: Any, *, owned: bool = False) -> Any:
+        """`value`, a tensor or array of this tensor's shape, as a tensor of its dtype and on its device.
+
+        It may share memory with what was given, unless it is to be `owned`.
+        """
         if not isinstance(value, Variable):
             value = self.derived(self.device.backend.from_host(host_array(value, "the gradient")))
         if value.shape != self.shape:
             raise ShapeError(f"The gradient has shape {value.shape}, the tensor {self.shape}.")
         if value.device != self.device:
             raise DeviceError(f"The gradient lies on {value.device}, the tensor on {self.device}; move it with .to().")
-        return value if value.dtype == self.dtype else self.apply(AsType(self.dtype), value)
+        return value if value.dtype == self.dtype and not owned else self.apply(AsType(self.dtype), value)
 
     def deposit(self, gradient: Any) -> None:
         """Add the tensor `gradient` to `grad`, which has memory of its own: `gradient` may be a view."""
@@ -241,23 +244,22 @@ class Variable:
         ShapeError
             `gradient` is left out for more than one element, or has another shape.
         """
-        seed = self.gradient_seed(gradient)
         with tape.recording(False):
+            # What is given may lie in a parameter's gradient, which is written while it is read.
+            seed = self.gradient_seed(gradient, owned=True)
             if self.node is None:
                 self.deposit(seed)
                 return
-            if gradient is not None:  # it may lie in a parameter's gradient, which is written while it is read
-                seed = self.apply(AsType(self.dtype), seed)
         tape.backward(self.node, seed, GradientBuffers(), retain_graph=retain_graph, create_graph=False)
 
-    def gradient_seed(self, gradient: Any = None) -> Any:
-        """The checked start of a walk back from this tensor."""
+    def gradient_seed(self, gradient: Any = None, *, owned: bool = False) -> Any:
+        """The checked start of a walk back from this tensor: `gradient_like`, or 1."""
         if not self.requires_grad:
             raise GraphError(
                 "A gradient needs a tensor that depends on one with requires_grad=True, computed outside fc.no_grad()."
             )
         if gradient is not None:
-            return self.gradient_like(gradient)
+            return self.gradient_like(gradient, owned=owned)
         if self.size != 1:
             raise ShapeError(
                 f"backward() without a gradient needs one element; this tensor has shape {self.shape}. "

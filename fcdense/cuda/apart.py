@@ -45,13 +45,12 @@ def apart(calls: Sequence[Call], empty: Callable[[tuple[int, ...], np.dtype[Any]
 
 def _sums_apart(call: Call) -> list[Call]:
     arguments = call.arguments
-    dy, act, out, db = (arguments[name] for name in ("dy_bo", "act", "out", "db"))
+    out, db = arguments["out"], arguments["db"]
     if db is None or out is None or arguments["mode"] != "overwrite":
         return [call]
-    x = dy if act.is_linear and dy.flags.c_contiguous else out  # otherwise its sums would have another order
     gradient = replace(call, arguments={**arguments, "db": None}, writes=(out,))
-    sums = {"operation": "sum", "x": x, "axes": (0,), "out": db}
-    return [gradient, Call("reduce", sums, (x,), (db,), call.precision)]
+    sums = {"operation": "sum", "x": out, "axes": (0,), "out": db}
+    return [gradient, Call("reduce", sums, (out,), (db,), call.precision)]
 
 
 def _scalars_apart(call: Call, empty: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> list[Call]:

@@ -161,6 +161,21 @@ def test_slots_and_gradients_are_float32(precision: str) -> None:
         np.testing.assert_array_equal(entry["velocity"], state[name]["velocity"])
 
 
+def test_a_loss_scale_is_cast_once() -> None:
+    """To the dtype of the loss."""
+    model, scale = network(), fc.LossScale()
+    copies = {}
+    for scaled in (False, True, False, True):
+        for parameter in model.parameters():
+            parameter.zero_grad()
+        before = len(DRIVER.launches)
+        with fc.use_precision("float16"):
+            loss = fc.losses.cross_entropy(model(X[0]), LABELS[0])
+        scale.backward(loss) if scaled else loss.backward()
+        copies[scaled] = DRIVER.launches[before:].count("copy")
+    assert copies[True] == copies[False] + 1
+
+
 @in_16_bits
 def test_a_steady_step_casts_no_parameter(precision: str) -> None:
     """Nothing of the parameters; their gradients come out in float32 as they are."""
