@@ -107,7 +107,7 @@ class Trainer:
         self.precision = None if precision is None else known(precision)
         self.loss_scale: optim.LossScale | None = None
         self.seed = as_count("seed", seed, 0)
-        self.optimizer = optim.get_for(
+        self.optimizer = optim.for_parameters(
             optimizer, list(model.parameters()), learning_rate=learning_rate, clip_norm=clip_norm
         )
         self._owns_optimizer = self.optimizer is not optimizer

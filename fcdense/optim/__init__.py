@@ -29,8 +29,8 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "Range",
+    "for_parameters",
     "get",
-    "get_for",
     "schedules",
 ]
 
@@ -52,7 +52,9 @@ def get(spec: str | type[Optimizer]) -> type[Optimizer]:
     return TABLE[spec.lower()] if spec.lower() in TABLE else unknown_name("optimizer", spec, TABLE)
 
 
-def get_for(spec: str | type[Optimizer] | Optimizer, parameters: Sequence[Parameter], **options: Any) -> Optimizer:
+def for_parameters(
+    spec: str | type[Optimizer] | Optimizer, parameters: Sequence[Parameter], **options: Any
+) -> Optimizer:
     """The optimizer that `spec` is, or names and is made with those `options` that are not None.
 
     Raises
