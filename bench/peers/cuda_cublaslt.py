@@ -18,8 +18,9 @@ DEVICE = device("cuda")
 def library() -> CublasLt:
     """cuBLASLt on the first GPU."""
     backend = DEVICE.backend
-    if not isinstance(backend, CudaBackend) or backend.driver.library is None:
-        raise DeviceError(f"cuBLASLt was not found for {DEVICE}. pip install 'fcdense[cuda13]' brings it.")
+    assert isinstance(backend, CudaBackend), DEVICE
+    if backend.driver.library is None:
+        raise DeviceError(f"{DEVICE} works without cuBLASLt: {backend.driver.no_library}")
     return backend.driver.library
 
 

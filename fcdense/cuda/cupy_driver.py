@@ -117,8 +117,6 @@ class CupyDriver(Driver):
     device : cupy.cuda.Device
     stream : cupy.cuda.Stream
         It does not wait for the default stream, nor does that for it.
-    no_library : str
-        Why there is no cuBLASLt.
 
     Raises
     ------
@@ -141,7 +139,6 @@ class CupyDriver(Driver):
         self._staging = Staging()
         self._local = threading.local()
         self.gpu = runtime.getDeviceProperties(index)["name"].decode()
-        self.no_library = ""
         self.library = self._cublaslt()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))

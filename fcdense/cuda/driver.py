@@ -37,12 +37,15 @@ class Driver(ABC):
         What its maker calls it: "NVIDIA H100 80GB HBM3".
     library : CublasLt or None
         cuBLASLt on this GPU, where it is installed.
+    no_library : str
+        Why there is none.
     """
 
     name: str
     architecture: str
     gpu: str
     library: CublasLt | None = None
+    no_library: str = ""
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

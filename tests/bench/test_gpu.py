@@ -321,6 +321,6 @@ def test_families_are_peers(with_library: FakeCublasLt, name: str) -> None:
 
 
 def test_without_the_library_there_is_a_reason(with_library: FakeCublasLt, driver: Any) -> None:
-    driver.library = None
-    with pytest.raises(DeviceError, match="cuBLASLt was not found"):
+    driver.library, driver.no_library = None, "cuBLASLt 13.1.0 does not start."
+    with pytest.raises(DeviceError, match=r"works without cuBLASLt: cuBLASLt 13\.1\.0 does not start\.$"):
         peer("cuda_cublaslt")
