@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from fcdense.cuda import lanes, source
 from fcdense.cuda.apart import apart
 from fcdense.cuda.driver import LANES
 from fcdense.cuda.lanes import Work
+from fcdense.cuda.launcher import FLOAT64
 from fcdense.cuda.source import Kernel
 from fcdense.precision import FLOAT_KINDS, use_precision
 from fcdense.program import trace
@@ -78,8 +79,8 @@ class GraphReplay(Replay):
             return None
         if not all(_is_copied(x, target, x.shape) for x, target in keeps):
             return None
-        if go_on is not None and any(map(_adds, self._calls)):
-            return None  # rounds after the last one would add as well
+        if go_on is not None and any(_adds(call) or _decides(call, go_on) for call in self._calls):
+            return None  # rounds after the last one would add as well, or go on
         return GraphRounds(self._lanes, self._calls, feeds, keeps, go_on).run
 
     def describe(self) -> list[str]:
@@ -96,8 +97,20 @@ def _adds(call: Call) -> bool:
     return call.primitive not in ("map", "next_stream") and any(overlap(x, y) for x in call.writes for y in call.reads)
 
 
+def _decides(call: Call, go_on: Array) -> bool:
+    """Whether a call writes `go_on` in rounds after the last one too, where it may find any number."""
+    is_gated = call.primitive == "map" and call.arguments["when"] is None
+    return not is_gated and any(overlap(array, go_on) for array in call.writes)
+
+
 def _make(on: Sequence[Recorded], call: Call, lane: int) -> None:
     on[lane].make(call)
+
+
+def _in_launches(pieces: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many at once as a launch takes."""
+    for first in range(0, len(pieces), source.PIECES):
+        yield pieces[first : first + source.PIECES]
 
 
 class GraphRounds:
@@ -111,14 +124,14 @@ class GraphRounds:
         self, on: Sequence[Recorded], calls: Sequence[Call], feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Any
     ) -> None:
         self._lanes, self._backend, self._go_on = on, on[0], go_on
-        self._running = self._backend.empty((), np.dtype(np.float64))
+        self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
+        self._running = self._round.view(FLOAT64)[-1, ...]
         self._calls = [part.call for part in apart([*map(self._gated, calls)], self._backend.empty)]
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
         self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
         self._keeps = [Keep(*map(self._on_device, keep)) for keep in keeps]
         self._results = [keep.target for keep in keeps]
         self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
-        self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
         self._launch = lanes.record(self._backend.driver, list(self._work()))
 
     def _on_device(self, array: Array) -> Array:
@@ -130,32 +143,48 @@ class GraphRounds:
         return self._twins[id(array)][1]
 
     def _work(self) -> Iterator[Work]:
-        address = self._backend.driver.address
-        control = {"running": address(self._running)}
-        if self._go_on is not None:
-            control["go_on"] = address(self._go_on)
-        for x, order, out in self._feeds:
-            fields = {"x": address(x), "order": address(order), "out": address(out), "rows": len(out)}
-            fields["columns"] = math.prod(out.shape[1:])
-            yield self._kernel(source.take_rows(out.dtype), out.size, fields, (x, order), (out,))
+        for feeds in _in_launches(self._feeds):
+            yield self._taking(feeds)
         for call in self._calls:
-            yield Work(partial(_make, self._lanes, call), (self._running, *call.reads), call.writes)
-            if self._go_on is not None and any(overlap(array, self._go_on) for array in call.writes):
-                look = source.control("look_whether_to_go_on")
-                yield self._kernel(look, 1, control, (), (self._go_on, self._round))
-        for x, target in self._keeps:
-            fields = {"x": address(x), "out": address(target), "size": x.size}
-            yield self._kernel(source.keep(x.dtype), x.size, fields, (x,), (target,))
-        yield self._kernel(source.control("next_round"), 1, control, (), (self._running, self._round))
+            yield Work(partial(_make, self._lanes, call), call.reads, call.writes)
+        *others, last = list(_in_launches(self._keeps)) or [[]]
+        for keeps in others:
+            yield self._leaving(keeps)
+        yield self._leaving(last, ends=True)
 
-    def _kernel(
-        self, kernel: Kernel, size: int, fields: Mapping[str, int], reads: Sequence[Array], writes: Sequence[Array]
-    ) -> Work:
-        """One around the calls, whose threads take `size` elements; it reads what round this is."""
-        launcher = self._backend.launcher
-        here = launcher.driver.address(self._round)
-        launch = partial(launcher.launch, kernel, launcher.grid(size, kernel.threads), round=here, **fields)
-        return Work(lambda lane: launch(), (self._round, *reads), writes)
+    def _taking(self, feeds: Sequence[Feed]) -> Work:
+        pieces = [self._piece(x, out, len(out), order) for x, order, out in feeds]
+        reads = [array for x, order, _ in feeds for array in (x, order)]
+        launch = partial(self._copy, source.take_rows(), pieces, False)
+        return Work(launch, (self._round, *reads), [out for *_, out in feeds])
+
+    def _leaving(self, keeps: Sequence[Keep], *, ends: bool = False) -> Work:
+        pieces = [self._piece(x, target, 1) for x, target in keeps]
+        reads = [x for x, _ in keeps] if self._go_on is None else [*(x for x, _ in keeps), self._go_on]
+        launch = partial(self._copy, source.leave_results(), pieces, ends)
+        written = [target for _, target in keeps]
+        return Work(launch, (self._round, *reads), [*written, self._round] if ends else written)
+
+    def _piece(self, x: Array, out: Array, rows: int, order: Array | None = None) -> dict[str, int]:
+        """Rows that are copied, as the fields of a `Piece`."""
+        address = self._backend.driver.address
+        row = math.prod(out.shape[1:]) * out.dtype.itemsize
+        places = row, address(x), address(out)
+        unit = next(unit for unit in source.UNITS if not any(place % unit for place in places))
+        words = {"x": address(x), "out": address(out), "rows": rows, "units": row // unit, "bytes": unit}
+        return words if order is None else words | {"order": address(order)}
+
+    def _copy(self, kernel: Kernel, pieces: Sequence[dict[str, int]], ends: bool, lane: int) -> None:
+        """Launch one of the kernels around the calls: a row of blocks for each piece, and whether it ends the round."""
+        launcher = self._lanes[lane].launcher
+        address = launcher.driver.address
+        words = {"round": address(self._round)}
+        if ends:
+            words |= {"arrivals": address(launcher.arrivals(1))}
+            words |= {"go_on": 0 if self._go_on is None else address(self._go_on)}
+        largest = max((piece["rows"] * piece["units"] for piece in pieces), default=1)
+        grid = (launcher.grid(largest, kernel.threads)[0], max(len(pieces), 1), 1)
+        launcher.launch(kernel, grid, **words, pieces=list(pieces))
 
     def _gated(self, call: Call) -> Call:
         """The call, or one that changes nothing after the last round in the place of one that may outlive the step."""
@@ -166,7 +195,8 @@ class GraphRounds:
             arguments = {"program": SAME, "inputs": (arguments["x"],), "scalars": (), "out": (arguments["out"],)}
         elif call.primitive != "map":
             return call
-        return replace(call, primitive="map", arguments={**arguments, "when": self._running})
+        reads = (*call.reads, self._running)
+        return replace(call, primitive="map", arguments={**arguments, "when": self._running}, reads=reads)
 
     def run(self, count: int) -> int:
         """Make up to `count` rounds; how many."""
@@ -174,8 +204,9 @@ class GraphRounds:
         for host, twin in self._twins.values():
             if id(host) not in targets:
                 twin[...] = host
-        self._round[...] = np.zeros(len(self._round), source.WORD)
-        self._running[...] = np.ones(())
+        begin = np.zeros((), source.ROUND)
+        begin["running"] = 1.0
+        self._round[...] = begin.reshape(1).view(source.WORD)
         launched = 0
         try:
             for _ in range(count):

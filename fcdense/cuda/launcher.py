@@ -110,10 +110,11 @@ class Launcher:
             self._scratch.live = self._lender.empty((max(count, FEWEST_SCALARS),), FLOAT64)
         return self._scratch.live[:count]
 
-    def _scalar_work(self, program: Program, scalars: Array, cells: Sequence[Array]) -> None:
+    def _scalar_work(self, program: Program, scalars: Array, cells: Sequence[Array], when: Array | None = None) -> None:
         """A program of scalars alone into single numbers of float64."""
         operands = self.operands((), cells, [(0,)] * len(cells), self.driver.address(scalars))
-        self.launch(source.scalar_work(program), (1, 1, 1), operands=operands)
+        gate = 0 if when is None else self.driver.address(when)
+        self.launch(source.scalar_work(program), (1, 1, 1), operands=operands, when=gate)
 
     def elementwise(
         self,
@@ -127,8 +128,8 @@ class Launcher:
         if not outs[0].size:
             return
         is_scalar = not inputs and outs[0].size == 1 and all(out.dtype == FLOAT64 for out in outs)
-        if is_scalar and when is None and not isinstance(scalars, (list, tuple)):
-            self._scalar_work(program, self.contiguous(scalars), outs)
+        if is_scalar and not isinstance(scalars, (list, tuple)):
+            self._scalar_work(program, self.contiguous(scalars), outs, when)
             return
         program, values, _ = self._scalars(program, scalars)
         shape, strides = collapsed(outs[0].shape, [strides_in(array, outs[0].shape) for array in (*inputs, *outs)])

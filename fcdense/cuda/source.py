@@ -210,29 +210,27 @@ def next_stream() -> Kernel:
     return Kernel("next_stream", text, struct(state=ADDRESS, out=ADDRESS), 1)
 
 
-ROUND = struct(number=WORD, state=WORD, made=WORD)
+PIECES = 8
+"""Arrays that a launch takes rows for, or leaves results of."""
+UNITS = (16, 4, 2, 1)
+"""Bytes that are copied at once."""
+ROUND = struct(number=WORD, made=WORD, running=np.float64)
+PIECE = struct(x=ADDRESS, out=ADDRESS, order=ADDRESS, rows=WORD, units=WORD, bytes="i4")
 
 
 @cache
-def take_rows(dtype: DType) -> Kernel:
-    """The rows of a round, of numbers of this dtype."""
-    arguments = struct(round=ADDRESS, x=ADDRESS, order=ADDRESS, out=ADDRESS, rows=WORD, columns=WORD)
-    text = unit("rounds.cuh", "", "", "TakeRows", ELEMENTWISE_THREADS, f"take_rows<{stored(dtype)}>")
-    return Kernel("take_rows", text, arguments, ELEMENTWISE_THREADS)
+def take_rows() -> Kernel:
+    """The rows of a round."""
+    text = unit("rounds.cuh", "", "", "TakeRows", ELEMENTWISE_THREADS, "take_rows")
+    return Kernel("take_rows", text, struct(round=ADDRESS, pieces=(PIECE, (PIECES,))), ELEMENTWISE_THREADS)
 
 
 @cache
-def keep(dtype: DType) -> Kernel:
-    """A result of a round, of numbers of this dtype."""
-    text = unit("rounds.cuh", "", "", "Keep", ELEMENTWISE_THREADS, f"keep<{stored(dtype)}>")
-    return Kernel("keep", text, struct(round=ADDRESS, x=ADDRESS, out=ADDRESS, size=WORD), ELEMENTWISE_THREADS)
-
-
-@cache
-def control(name: str) -> Kernel:
-    """ "look_whether_to_go_on" or "next_round"."""
-    text = unit("rounds.cuh", "", "", "Control", 1, name)
-    return Kernel(name, text, struct(round=ADDRESS, go_on=ADDRESS, running=ADDRESS), 1)
+def leave_results() -> Kernel:
+    """The results of a round, and its end."""
+    arguments = struct(round=ADDRESS, go_on=ADDRESS, arrivals=ADDRESS, pieces=(PIECE, (PIECES,)))
+    text = unit("rounds.cuh", "", "", "LeaveResults", ELEMENTWISE_THREADS, "leave_results")
+    return Kernel("leave_results", text, arguments, ELEMENTWISE_THREADS, 64)
 
 
 def dtypes(arrays: Sequence[Any]) -> tuple[DType, ...]:

@@ -71,6 +71,7 @@ __device__ void copy(const Copy<DIMS>& a) {
 // What depends on scalars alone, computed once by one thread: out[k] = program_k(scalars).
 template <class Program>
 __device__ void scalar_work(const Elementwise<1, Program>& a) {
+    if (a.when && *a.when == 0.0) return;
     Program::template run<1>(a.operands, Place<1>{{0}});
 }
 

@@ -13,6 +13,7 @@ from fcdense.backends.base import Backend
 from fcdense.backends.checked import CheckedBackend
 from fcdense.backends.cpu import CpuBackend
 from fcdense.errors import ContractError
+from fcdense.program import trace
 from tests.backends import cases, formulas
 from tests.backends.calls import DEVICES, assert_same_bits, backend_of, contiguous, draw, run
 
@@ -85,6 +86,15 @@ def test_a_call_with_a_flag(on: str, case: cases.Case, flag: float, rng: np.rand
             before = values["inputs"] if in_place and case.arguments["out"][0].may_be else values["out"]
             expected = {"out": tuple(before[: len(values["out"])])}
         assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("flag", [0.0, 1.0])
+def test_numbers_that_follow_from_scalars_alone(on: str, flag: float) -> None:
+    backend = checked(on)
+    words = contiguous(np.array([3.0, 0.5, -1.0, -1.0]), backend)
+    both = trace(lambda a, b: (a + b, a * b), 0, 2, name="sum_and_product")
+    backend.map(both, (), words[:2], out=(words[2, ...], words[3, ...]), when=cell(backend, flag))
+    assert backend.to_host(words).tolist() == [3.0, 0.5, *([3.5, 1.5] if flag else [-1.0, -1.0])]
 
 
 def test_streams_follow_one_another(on: str) -> None:

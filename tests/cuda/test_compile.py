@@ -30,6 +30,7 @@ from fcdense.cuda.plan import Choice, Plan, Problem
 from fcdense.cuda.source import Kernel
 from fcdense.cuda.tiling import SimtTiling
 from fcdense.errors import DeviceError
+from fcdense.optim.gate import decision
 
 try:
     COMPILER = compiling.nvrtc()
@@ -145,6 +146,9 @@ def others() -> Iterator[Kernel]:
         yield source.cast(dtype, F32, 2)
     yield source.cast(I64, F32, 1)
     yield source.next_stream()
+    yield source.scalar_work(decision(1, 1))
+    yield source.take_rows()
+    yield source.leave_results()
 
 
 def machine_code(image: bytes) -> bytes:

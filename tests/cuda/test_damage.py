@@ -152,7 +152,8 @@ DAMAGE = {
     "a number added too many": ("elements", "indexing.cuh", "i < size;", "i <= size;", 1),
     "an index too many": ("elements", "indexing.cuh", "k < a.count;", "k <= a.count;", 0),
     "a row of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 0),
-    "a result of a round too many": ("rounds", "rounds.cuh", "i < a.size;", "i <= a.size;", 0),
+    "a result of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 1),
+    "an end of a round too many": ("rounds", "rounds.cuh", "!is_last_of(gridDim.x * gridDim.y, a.arrivals) || ", "", 0),
 }
 
 

@@ -31,6 +31,22 @@ def test_rounds_take_their_rows_and_leave_results(resident: bool) -> None:
     np.testing.assert_array_equal(sums.backend.to_host(sums.state), [0, 4])
 
 
+def test_rows_and_results_of_any_kind(rng: np.random.Generator) -> None:
+    """Of more arrays than a launch takes, in units of 1, 2, 4 and 16 bytes."""
+    sums, order = Sums(), np.array([3, 0, 4, 4, 1, 2])
+    backend, kinds = sums.backend, (np.uint8, np.float16, np.float32, np.int64)
+    sources = [rng.integers(0, 100, (5, *row)).astype(kind) for kind in kinds for row in ((), (3,), (4, 4), (300,))]
+    targets = [backend.empty((2, *source.shape[1:]), source.dtype) for source in sources]
+    results = [np.zeros((3, *target.shape), target.dtype) for target in targets]
+    feeds = [Feed(source, order, target) for source, target in zip(sources, targets, strict=True)]
+    run = sums.replay().rounds(feeds, [*map(Keep, targets, results)])
+    assert run is not None
+    assert run(3) == 3
+    for source, result in zip(sources, results, strict=True):
+        np.testing.assert_array_equal(result, source[order].reshape(result.shape))
+    assert backend.driver.damaged_guards() == 0  # type: ignore[attr-defined]
+
+
 def test_nothing_changes_after_the_round_that_changed_nothing() -> None:
     sums = Sums()
     data = DATA.copy()
@@ -94,3 +110,8 @@ def test_what_rounds_cannot_copy() -> None:
     replay = sums.replay()
     replay._calls = [Call("dense_grad_weight", {}, (sums.total,), (sums.total,))]
     assert replay.rounds([], [], sums.go_on) is None
+    replay._calls = [
+        sums.call("reduce", (sums.go_on,), (sums.batch,), operation="max", x=sums.batch, axes=(0, 1), out=sums.go_on)
+    ]
+    assert replay.rounds([], [], sums.go_on) is None, "a round after the last one would find another number"
+    assert replay.rounds([], []) is not None

@@ -119,12 +119,12 @@ def elements(backend: CudaBackend) -> list[HostArray]:
 def rounds(backend: CudaBackend) -> list[HostArray]:
     """Three steps in a row, which take their rows and leave their results."""
     sums = Sums(backend)
-    kept = np.zeros((4, 2, 3))
+    kept, taken = np.zeros((4, 2, 3)), np.zeros((4, 2, 3))
     feed = Feed(backend.from_host(DATA), np.array([7, 2, 0, 9, 2, 2, 5, 5]), sums.batch)
-    run = sums.replay().rounds([feed], [Keep(sums.total, kept)])
+    run = sums.replay().rounds([feed], [Keep(sums.total, kept), Keep(sums.batch, taken)])
     assert run is not None
     assert run(3) == 3
-    return [kept]
+    return [kept, taken]
 
 
 def odd_lines(backend: CudaBackend) -> list[HostArray]:
