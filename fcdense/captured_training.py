@@ -98,9 +98,9 @@ class CapturedTraining:
             return
         on = prediction.device
         rows, source = self._batches.arrays, self._batches.source
-        if rows is not None and not self.keeps_arrays and _are_small_integers(arrays[1]):
-            arrays[1] = arrays[1].astype(np.int64)  # as class numbers are in the end: once instead of at each step
         x, y = (placed(array, on) for array in arrays)
+        if rows is not None and not self.keeps_arrays and _are_small_integers(y):
+            y = y.astype(np.int64)  # as class numbers are in the end: once instead of at each step
         trainer = self._trainer
         served = trainer.model, trainer.loss, trainer.optimizer
         captured = Captured(partial(training_step, *served, trainer.loss_scale, self._updates))
@@ -178,7 +178,8 @@ class CapturedTraining:
         """Both as they are, or copies for metrics that may keep them: the next step writes into the same arrays."""
         if not self.keeps_arrays:
             return prediction, batch
-        return prediction.copy(), batch._replace(y=None if batch.y is None else batch.y.copy())
+        y = None if batch.y is None else targets.beside(prediction, batch.y).copy()
+        return prediction.copy(), batch._replace(y=y)
 
     def run_group(self, batches: Pass, average: Average) -> int:
         """Learn some of the next full batches of arrays in one call; how many, 0 where the next is one for `run`.
@@ -257,7 +258,7 @@ def training_step(
     return prediction, value
 
 
-def _are_small_integers(array: Array) -> bool:
+def _are_small_integers(array: Any) -> bool:
     return array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64)
 
 

@@ -248,14 +248,23 @@ class CupyDriver(Driver):
         return made
 
     def adopt(self, array: Array) -> Array:
-        array = cupy.asarray(array)  # another library's, in place
+        if not isinstance(array, cupy.ndarray):
+            array = self._in_place(array)
         if array.data.device_id != self._index:
             raise DeviceError(
-                f"The array lies on cuda:{array.data.device_id}, expected {self.name}. Copy it there first."
+                f"The array lies on cuda:{array.data.device_id}, expected {self.name}. Copy it there first: "
+                f"with cupy.cuda.Device({self._index}): array = cupy.asarray(array)."
             )
         loan = Loan(array, self.device, cupy.cuda.get_current_stream(self._index), self.stream)
         self._queue.loans.add(loan)
         return self.wrap(array.shape, array.dtype, self._place(array, 0, loan), array.strides)
+
+    def _in_place(self, array: Any) -> Any:
+        """Another library's array as CuPy's. `asarray` copies what lies on another GPU than the current one."""
+        start = array.__cuda_array_interface__["data"][0]  # 0 where there are no elements
+        home = cupy.cuda.UnownedMemory(start, 0, array).device_id if start else self._index
+        with cupy.cuda.Device(home):
+            return cupy.asarray(array)
 
     def hand_over(self, array: Array) -> Array:
         loan = Loan(array, self.device, self.stream, cupy.cuda.get_current_stream(self._index))

@@ -184,8 +184,17 @@ def _gather_into(source: NDArray[Any], rows: NDArray[np.intp], out: NDArray[Any]
         out[...] = source[rows]
 
 
+def rows_on_gpu(source: Any, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Rows of a CuPy array, on its own GPU: CuPy computes on the one that is current, whatever it is given."""
+    with source.device:
+        taken: NDArray[Any] = source.take(rows, axis=0)
+    return taken
+
+
 def _gather(source: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
     # take() needs 0.6 µs for 128 x 8 floats where indexing needs 2.2 µs, but copies the whole of any other source.
-    if is_on_gpu(source) or (source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative):
+    if is_on_gpu(source):
+        return rows_on_gpu(source, rows)
+    if source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative:
         return source.take(rows, axis=0)
     return np.ascontiguousarray(source[rows], dtype=source.dtype.newbyteorder("="))

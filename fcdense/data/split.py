@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fcdense.conversion import host_array, is_on_gpu
-from fcdense.data.batches import Batch
+from fcdense.data.batches import Batch, rows_on_gpu
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError, ShapeError
 
@@ -120,7 +120,7 @@ def validation_split(
 def _part(array: Any, rows: Rows) -> Any:
     if array is None:
         return None
-    return array.take(rows, axis=0) if is_on_gpu(array) else array[rows]
+    return rows_on_gpu(array, rows) if is_on_gpu(array) else array[rows]
 
 
 def _share(name: str, value: object) -> float:

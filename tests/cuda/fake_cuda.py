@@ -57,6 +57,7 @@ class Machine:
         self.calls: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.streams: list[weakref.ref[Stream]] = []
+        self.memories: weakref.WeakSet[Memory] = weakref.WeakSet()
         self.pinned: list[Any] = []
         self.released: list[Any] = []
         self.functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
@@ -124,7 +125,9 @@ class Device:
 
 
 class UnownedMemory:
-    def __init__(self, ptr: int, size: int, owner: object, device_id: int) -> None:
+    def __init__(self, machine: Machine, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
+        if device_id < 0:
+            device_id = next(made.device_id for made in machine.memories if made.ptr <= ptr < made.ptr + made.size)
         self.ptr, self.size, self.owner, self.device_id = ptr, size, owner, device_id
 
 
@@ -140,6 +143,7 @@ class Memory:
         raw = np.full(size + UNIT, 0xFF, np.uint8)
         self.raw = raw[-raw.ctypes.data % UNIT :][:size]
         self.ptr = self.raw.ctypes.data
+        machine.memories.add(self)
         if emulation.is_available():
             machine.emulated.lend(raw, self.ptr - raw.ctypes.data, size)
 
@@ -196,7 +200,7 @@ class MemoryPool:
         machine = self._machine
         key = machine.devices[-1], machine.stream(), -(-size // UNIT) * UNIT
         if not size:
-            return MemoryPointer(UnownedMemory(0, 0, None, key[0]), 0)
+            return MemoryPointer(UnownedMemory(machine, 0, 0, None, key[0]), 0)
         found = self.unused.get(key)
         return MemoryPointer(Block(self, key, found.pop() if found else self._made(key[2])), 0)
 

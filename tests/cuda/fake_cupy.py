@@ -17,13 +17,14 @@ import pytest
 from fcdense.cuda import compile as compiling
 from fcdense.errors import DeviceError
 from tests.cuda import fake_cuda, fake_streams
-from tests.cuda.fake_cuda import Machine, MemoryPointer
+from tests.cuda.fake_cuda import Device, Machine, MemoryPointer
 from tests.cuda.fake_streams import Stream
 from tests.emulation import EmulatedArray
 
 
 class ndarray(EmulatedArray):  # noqa: N801
-    """CuPy's array. What it does with its contents goes to the current stream."""
+    """CuPy's array. What it does with its contents goes to the current stream of the current GPU, whose kernels read no
+    other GPU's memory; a copy alone may come from there."""
 
     machine: Machine
     _plain: Any
@@ -39,6 +40,10 @@ class ndarray(EmulatedArray):  # noqa: N801
 
     def __array_finalize__(self, source: Any) -> None:
         """For classes that derive from this one."""
+
+    @property
+    def device(self) -> Device:
+        return Device(self.machine, self.data.device_id)
 
     def _part(self, host: np.ndarray[Any, Any]) -> ndarray:
         made = object.__new__(type(self))
@@ -56,7 +61,15 @@ class ndarray(EmulatedArray):  # noqa: N801
         self.machine.stream().give(lambda: np.copyto(target, source))
         return made
 
+    def _need_the_current_device(self) -> None:
+        if self.data.device_id != self.machine.devices[-1]:
+            raise ValueError("The device where the array resides is different from the current device.")
+
     def _computed(self, values: Callable[[], np.ndarray[Any, Any]], shape: Any, dtype: Any) -> Any:
+        self._need_the_current_device()
+        return self._made_here(values, shape, dtype)
+
+    def _made_here(self, values: Callable[[], np.ndarray[Any, Any]], shape: Any, dtype: Any) -> Any:
         made = self._plain(shape, np.dtype(dtype), self.machine.default_pool.malloc(math.prod(shape) * dtype.itemsize))
         self.machine.stream().give(lambda: np.copyto(made.host, values()))
         return made
@@ -69,11 +82,12 @@ class ndarray(EmulatedArray):  # noqa: N801
         return self._computed(lambda: self.host.astype(dtype), self.shape, np.dtype(dtype))
 
     def copy(self) -> Any:
-        return self.astype(self.dtype)
+        return self._made_here(lambda: self.host, self.shape, self.dtype)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.shape:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        self._need_the_current_device()
         target = self[key].host
         source = value.host if isinstance(value, ndarray) else np.array(value, self.dtype)
         np.broadcast_to(source, target.shape)
@@ -95,6 +109,15 @@ def _at(address: int, shape: Any, dtype: np.dtype[Any], strides: Any) -> np.ndar
     reach = [(n - 1) * step for n, step in zip(shape, steps, strict=True)]
     low, high = sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach) + dtype.itemsize
     return np.ndarray(shape, dtype, (ctypes.c_ubyte * (high - low)).from_address(address + low), -low, steps)
+
+
+def _asarray(kind: type[ndarray], array: Any) -> ndarray:
+    """An array of any library, on the current GPU: copied there from another one."""
+    if not isinstance(array, ndarray):
+        shown = array.__cuda_array_interface__
+        memory = fake_cuda.UnownedMemory(kind.machine, shown["data"][0], array.nbytes, array)
+        array = kind(shown["shape"], shown["typestr"], MemoryPointer(memory, 0), shown.get("strides"))
+    return array if array.data.device_id == kind.machine.devices[-1] else array.copy()  # type: ignore[no-any-return]
 
 
 def _no_library(name: str, title: str) -> str:
@@ -122,7 +145,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
         MemoryPointer=MemoryPointer,
         MemoryPool=of_the_machine(fake_cuda.MemoryPool),
         Stream=of_the_machine(fake_streams.Stream),
-        UnownedMemory=fake_cuda.UnownedMemory,
+        UnownedMemory=of_the_machine(fake_cuda.UnownedMemory),
         alloc_pinned_memory=of_the_machine(fake_cuda.alloc_pinned_memory),
         driver=types.SimpleNamespace(
             CUDADriverError=fake_cuda.CUDADriverError,
@@ -149,7 +172,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: str = "90", capacity: i
         cuda=cuda,
         ndarray=own,
         get_default_memory_pool=lambda: machine.default_pool,
-        asarray=lambda array: array,
+        asarray=functools.partial(_asarray, own),
     )
     for module in (cupy, cuda):
         monkeypatch.setitem(sys.modules, module.__name__, module)
