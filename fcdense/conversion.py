@@ -27,6 +27,42 @@ def is_on_gpu(data: Any) -> bool:
     return not isinstance(data, np.ndarray) and hasattr(data, "__cuda_array_interface__")
 
 
+def read_on_host(data: Any, what: str) -> np.ndarray[Any, Any]:
+    """What `np.asarray` makes of `data`, which is not, and does not hold, arrays of a GPU.
+
+    Raises
+    ------
+    DeviceError
+        It does: nothing is copied between devices behind your back.
+    """
+    if is_on_gpu(data):
+        raise DeviceError(f"{what} lies on a GPU, but it is used on the CPU. Copy it first: cupy.asnumpy(array).")
+    try:
+        return np.asarray(data)
+    except TypeError:
+        if not _holds_gpu_arrays(data):
+            raise
+    raise DeviceError(
+        f"{what} holds arrays that lie on a GPU, but it is used on the CPU. Copy each of them first: "
+        "cupy.asnumpy(array)."
+    )
+
+
+def _holds_gpu_arrays(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(is_on_gpu(item) or _holds_gpu_arrays(item) for item in data)
+
+
+def check_numbers(dtype: np.dtype[Any], what: str) -> None:
+    """Raise `DTypeError` unless it is a dtype of floats, integers or booleans."""
+    if dtype.kind == "c":
+        raise DTypeError(f"{what} is complex ({dtype}); dense layers are real. Pass .real and .imag as features.")
+    if dtype.kind not in "fiub":
+        raise DTypeError(
+            f"{what} has dtype {dtype}; expected floats, integers or booleans. Convert it first: "
+            "array.astype('float32')."
+        )
+
+
 def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     """`data` as a NumPy array of native byte order holding floats, integers or booleans; no copy where none is needed.
 
@@ -39,26 +75,17 @@ def host_array(data: Any, what: str = "data") -> np.ndarray[Any, Any]:
     ShapeError
         Nested lists of unequal lengths.
     DeviceError
-        An array of a GPU: nothing is copied between devices behind your back.
+        An array of a GPU, or a list of such.
     """
-    if is_on_gpu(data):
-        raise DeviceError(f"{what} lies on a GPU, but it is used on the CPU. Copy it first: cupy.asnumpy(array).")
     if isinstance(data, np.ndarray) and hasattr(data, "mask"):
         raise DTypeError(f"{what} is a masked array. Fill it, .filled(value), or give the mask as weights.")
     try:
-        array = np.asarray(data)
+        array = read_on_host(data, what)
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
         raise ShapeError(f"{what} is a ragged list: its rows have unequal lengths. Pad or split it first.") from None
-    kind = array.dtype.kind
-    if kind == "c":
-        raise DTypeError(f"{what} is complex ({array.dtype}); dense layers are real. Pass .real and .imag as features.")
-    if kind not in "fiub":
-        raise DTypeError(
-            f"{what} has dtype {array.dtype}; expected floats, integers or booleans. Convert it first: "
-            "array.astype('float32')."
-        )
+    check_numbers(array.dtype, what)
     if array.dtype.itemsize > 8:
         warn_once(("longdouble",), f"{what} is {array.dtype}; it is rounded to float64, the widest dtype of fcdense.")
         return array.astype(np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fcdense.arena import Array
 from fcdense.backends.base import Backend
+from fcdense.conversion import read_on_host
 from fcdense.errors import DTypeError
 from fcdense.operations import AnyTensor, Call, Gradients, Operation, Shape
 
@@ -33,7 +34,7 @@ def host_index(part: Any) -> Any:
     """A list, tensor or array within an index as a NumPy array of integers or booleans; anything else as it is."""
     if not hasattr(part, "__array__") and not isinstance(part, list):
         return part
-    index = np.asarray(part)
+    index = read_on_host(part, "An index")
     if index.size == 0 and isinstance(part, list):
         return index.astype(np.int64)
     if index.dtype.kind not in "iub":

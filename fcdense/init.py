@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fcdense.arena import too_large
 from fcdense.arguments import real
+from fcdense.conversion import read_on_host
 from fcdense.errors import ArgumentError, DTypeError, FormatError, ShapeError, unknown_name
 
 Shape = tuple[int, ...]
@@ -249,7 +250,7 @@ class custom(Initializer):
         return f"custom({getattr(self.fn, '__name__', repr(self.fn))})"
 
     def fill(self, out: Array, generator: Generator) -> None:
-        values = np.asarray(self.fn(out.shape, out.dtype, generator))
+        values = read_on_host(self.fn(out.shape, out.dtype, generator), f"The result of {self!r}")
         if values.dtype.kind not in "fiub":
             raise DTypeError(f"{self!r} returned dtype {values.dtype}, expected real numbers ({out.dtype}).")
         if values.shape != out.shape:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcdense.conversion import read_on_host
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError, unknown_name
 from fcdense.precision import widened
 from fcdense.targets import ignored_class, trailing
@@ -251,7 +252,7 @@ class Custom(RowMean):
         if 0 in rows:
             return np.zeros(rows)
         found = self.fn(prediction, target)
-        value = np.asarray(found)
+        value = read_on_host(found, f"The result of metric {self.name!r}")
         if not _is_real(value):
             raise DTypeError(f"Metric {self.name!r} returned {reprlib.repr(found)}, expected one real number.")
         if value.size != 1:
@@ -304,7 +305,7 @@ def _is_real(array: Array) -> bool:
 
 
 def _numbers(values: Any, what: str) -> Array:
-    array = values.numpy() if hasattr(values, "numpy") else np.asarray(values)
+    array = values.numpy() if hasattr(values, "numpy") else read_on_host(values, what)
     if not _is_real(array):
         raise DTypeError(f"{what} has dtype {array.dtype}, expected real numbers (classes as integers 0, 1, ...).")
     if array.ndim == 0 or (array.ndim > 1 and array.shape[-1] == 0):

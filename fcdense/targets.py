@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcdense import changes
-from fcdense.conversion import FLOATS, host_array, in_c_order, is_on_gpu
+from fcdense.conversion import FLOATS, host_array, in_c_order, is_on_gpu, read_on_host
 from fcdense.dense import DenseNode
 from fcdense.errors import ArgumentError, CaptureError, DataError, DeviceError, DTypeError, ShapeError
 from fcdense.precision import widened
@@ -329,7 +329,7 @@ def _class_numbers(target: Any) -> Array:
     if isinstance(target, Tensor):
         return numbers(target, "target")
     try:
-        array: Array = np.asarray(target)
+        array: Array = read_on_host(target, "target")
     except ValueError:  # a list of items of different lengths
         array = np.array([None] * len(target), object)
         array[:] = list(target)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fcdense as fc
 from fcdense import conversion
 from fcdense.conversion import array_dtype, float_dtype, host_array
 from fcdense.errors import DeviceError, DTypeError, DTypeWarning, ShapeError
@@ -157,6 +158,30 @@ def test_arrays_of_a_gpu_are_not_copied_behind_your_back() -> None:
     for call in (lambda: tensor(OnGpu()), lambda: tensor([1.0, 2.0]) + OnGpu(), lambda: tensor([1.0]) > OnGpu()):
         with pytest.raises(DeviceError, match=r"lies on a GPU.*cupy\.asnumpy"):
             call()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda a: tensor([a, a]),
+        lambda a: tensor([[1.0], (a,)]),
+        lambda a: tensor([1.0, 2.0])[a],
+        lambda a: tensor([1.0, 2.0])[[a]],
+        lambda a: fc.nn.Dense(2, in_features=2)([a, a]),
+        lambda a: fc.nn.Dense(2, in_features=2, kernel_initializer=lambda *_: a)(np.ones((1, 2))),
+        lambda a: fc.data.Batches([a, a]),
+        lambda a: fc.losses.cross_entropy(tensor(np.eye(2)), [a, a]),
+        lambda a: fc.losses.cross_entropy(tensor(np.eye(2)), [0, 1], class_weight={0: a}),
+        lambda a: fc.losses.mse(tensor(np.eye(2)), [a, a]),
+        lambda a: fc.metrics.Accuracy().update(np.eye(2), a),
+        lambda a: fc.metrics.Accuracy().update([a, a], [0, 1]),
+        lambda a: fc.metrics.R2Score().update([0.0, 1.0], [1.0, 1.0], a),
+        lambda a: fc.metrics.get(lambda p, t: a).update(np.eye(2), np.eye(2)),
+    ],
+)
+def test_what_is_read_on_the_host_names_arrays_of_a_gpu(use: Any) -> None:
+    with pytest.raises(DeviceError, match=r"(lies|holds arrays that lie) on a GPU.*cupy\.asnumpy"):
+        use(OnGpu())
 
 
 @pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is float64 here")

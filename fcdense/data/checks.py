@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fcdense.conversion import host_array, is_on_gpu
+from fcdense.conversion import host_array, is_on_gpu, read_on_host
 from fcdense.errors import ArgumentError, DataError, DTypeError, ShapeError
 
 
@@ -34,7 +34,7 @@ def as_rows(name: str, value: ArrayLike, *, min_axes: int = 1) -> NDArray[Any]:
             f"{name} has masked entries, which would be read as numbers: fill them with {name}.filled(...)."
         )
     try:
-        array = _on_gpu(name, value) if is_on_gpu(value) else np.asarray(value)
+        array = _on_gpu(name, value) if is_on_gpu(value) else read_on_host(value, name)
     except ValueError as error:
         raise ShapeError(_ragged(name, value)) from error
     if array.dtype.kind not in "fiub":
