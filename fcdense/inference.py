@@ -73,7 +73,7 @@ def predict(model: nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     if not (isinstance(x, list | tuple) or hasattr(x, "__array__")):
         with evaluating(model), tape.no_grad():
             return np.concatenate([_on_host(_output(model(rows), rows)) for rows in _batches(x)])
-    rows = placed(x, device_of(model)) if is_on_gpu(x) else host_array(x, "x")
+    rows = placed(x, device_of(model), "x") if is_on_gpu(x) else host_array(x, "x")
     if rows.ndim < 2:
         raise ShapeError(f"x has shape {rows.shape}; expected rows of features (N, ..., I). A single row is x[None].")
     forwards = vars(model).get("_forwards")

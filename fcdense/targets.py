@@ -68,7 +68,7 @@ def _activation_of(prediction: Tensor) -> str:
 
 def beside(prediction: Tensor, target: Any) -> Any:
     """A target that is a CuPy array as a tensor on the prediction's device; any other one as it is."""
-    return placed(target, prediction.device) if is_on_gpu(target) else target
+    return placed(target, prediction.device, "target") if is_on_gpu(target) else target
 
 
 def numbers(values: Any, what: str) -> Array:

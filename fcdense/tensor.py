@@ -16,7 +16,7 @@ from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array, Version
 from fcdense.backends import Device, current_device
 from fcdense.backends.base import Reduction
-from fcdense.conversion import array_dtype, host_array, in_c_order, is_on_gpu
+from fcdense.conversion import array_dtype, check_numbers, host_array, in_c_order, is_on_gpu
 from fcdense.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from fcdense.precision import BFLOAT16, FLOAT_KINDS, dtype_of
 from fcdense.program import Program, trace
@@ -284,7 +284,7 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
     """
     on = current_device() if device is None else devices.device(device)
     if is_on_gpu(data):
-        adopted = on.backend.adopt(data)
+        adopted = _adopted(data, on, "data")
         array = on.backend.empty(adopted.shape, array_dtype(adopted.dtype if dtype is None else dtype))
         on.backend.copy(adopted, out=array)
         return Tensor(array, on, requires_grad=requires_grad)
@@ -296,8 +296,15 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
 def placed(data: Any, on: Device, what: str = "data") -> Tensor:
     """An array as a tensor on the device `on`, in the same memory where it lies there already."""
     if is_on_gpu(data):
-        return Tensor(on.backend.adopt(data), on)
+        return Tensor(_adopted(data, on, what), on)
     return Tensor(on.backend.from_host(host_array(data, what)), on)
+
+
+def _adopted(data: Any, on: Device, what: str) -> Array:
+    """An array of a GPU as one of the device `on`, in the same memory."""
+    array = on.backend.adopt(data)
+    check_numbers(array.dtype, what)
+    return array
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
@@ -309,11 +316,16 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
         return value
     if is_on_gpu(value):
         operand = tensor(value, device=like.device)
-        return operand.astype(like.dtype) if like.dtype.kind == "f" != operand.dtype.kind else operand
+        return operand.astype(like.dtype) if _is_weak(operand, like) else operand
     array = host_array(value, "the operand")
-    if like.dtype.kind in FLOAT_KINDS and (array.dtype.kind != "f" or array.ndim == 0):
+    if _is_weak(array, like):
         array = array.astype(like.dtype)
     return Tensor(like.device.backend.from_host(array), like.device)
+
+
+def _is_weak(operand: Any, like: Tensor) -> bool:
+    """Whether an operand takes the dtype of the tensor that it stands beside."""
+    return like.dtype.kind in FLOAT_KINDS and (operand.dtype.kind != "f" or operand.ndim == 0)
 
 
 def elementwise(function: Callable[..., Any], *operands: Any) -> Tensor:

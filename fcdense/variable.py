@@ -12,7 +12,7 @@ from fcdense.arena import Array, Version
 from fcdense.backends import Device
 from fcdense.backends.base import Mode
 from fcdense.conversion import FLOATS, host_array
-from fcdense.errors import DeviceError, DTypeError, GraphError, ShapeError
+from fcdense.errors import ArgumentError, DeviceError, DTypeError, GraphError, ShapeError
 from fcdense.operations import AsType, Call, Operation
 from fcdense.precision import FLOAT32, FLOAT_KINDS
 
@@ -106,6 +106,10 @@ class Variable:
         return bool(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False and not self.device.backend.is_host:
+            raise ArgumentError(
+                f"A tensor on {self.device} is no NumPy array without a copy. Leave out copy=False: np.asarray(tensor)."
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:

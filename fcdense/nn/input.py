@@ -20,7 +20,7 @@ def as_input(x: Any, module: Module) -> Any:
         return x
     on = device_of(module)
     if is_on_gpu(x):
-        return tensor(x, device=on) if is_recording() else placed(x, on)
+        return tensor(x, device=on) if is_recording() else placed(x, on, "the input")
     # The gradient reads the array later, and a write of the caller's in between would go unseen.
     array = in_c_order(host_array(x, "the input"), copy=True if is_recording() else None)
     return Tensor(on.backend.from_host(array), on)

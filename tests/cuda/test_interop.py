@@ -81,6 +81,41 @@ def test_tensors_of_a_callers_array_are_copies(machine: Machine, on: Device) -> 
     np.testing.assert_array_equal((fc.tensor(X) + callers(machine, X)).numpy(), 2 * X)
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int32", "bool"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_operands_have_the_dtypes_that_numpys_have(machine: Machine, on: Device, dtype: str, kind: str) -> None:
+    """A single number takes the tensor's dtype, as do integers and booleans."""
+    t = fc.tensor(X.astype(dtype))
+    for operand in (np.array(1, kind), np.ones(6, kind)):
+        found, wanted = t * callers(machine, operand), t * operand
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+
+
+def test_dtypes_are_refused_as_numpys_are(machine: Machine, on: Device) -> None:
+    layer = network()
+    uses = (
+        lambda x: fc.predict(layer, x),
+        lambda x: fc.losses.mse(layer(ROWS)[:4], x[:, :3]),
+        lambda x: layer(x),
+        lambda x: fc.tensor(x),
+        lambda x: fc.tensor(x, dtype="float32"),
+    )
+    for dtype, said in (("complex64", "is complex"), ("bfloat16", "has dtype bfloat16; expected")):
+        kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        for use in uses:
+            for given in (X.astype(kind), callers(machine, X.astype(kind))):
+                with pytest.raises(DTypeError, match=said):
+                    use(given)
+
+
+def test_what_has_to_be_copied_is_refused_where_no_copy_may_be(machine: Machine, on: Device) -> None:
+    t = fc.tensor(X)
+    np.testing.assert_array_equal(np.asarray(t), X)
+    with pytest.raises(ValueError, match=r"Leave out copy=False: np\.asarray"):
+        np.asarray(t, copy=False)
+
+
 def test_what_cannot_be_is_refused(machine: Machine, on: Device) -> None:
     x = callers(machine, X)
     with fc.use_device("cpu"):
