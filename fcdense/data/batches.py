@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fcdense.conversion import is_on_gpu
 from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
+from fcdense.errors import OutOfMemory
 
 
 class Batch(NamedTuple):
@@ -185,9 +186,21 @@ def _gather_into(source: NDArray[Any], rows: NDArray[np.intp], out: NDArray[Any]
 
 
 def rows_on_gpu(source: Any, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Rows of a CuPy array, on its own GPU: CuPy computes on the one that is current, whatever it is given."""
-    with source.device:
-        taken: NDArray[Any] = source.take(rows, axis=0)
+    """Rows of a CuPy array, on its own GPU: CuPy computes on the one that is current, whatever it is given.
+
+    Raises
+    ------
+    OutOfMemory
+        They have no room beside the array.
+    """
+    try:
+        with source.device:
+            taken: NDArray[Any] = source.take(rows, axis=0)
+    except MemoryError as error:
+        raise OutOfMemory(
+            f"cuda:{source.device.id} cannot hold {len(rows):,} rows of an array {source.shape} beside it: {error} "
+            "Free some of its memory, or take smaller batches."
+        ) from None
     return taken
 
 

@@ -12,7 +12,7 @@ import pytest
 import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.errors import CaptureError, DataError, DeviceError, DTypeError, NonFiniteError
+from fcdense.errors import CaptureError, DataError, DeviceError, DTypeError, NonFiniteError, OutOfMemory
 from tests import emulation
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cuda import Machine
@@ -255,6 +255,15 @@ def test_parts_of_a_callers_arrays(machine: Machine, on: Device) -> None:
     given = fc.data.train_test_split(callers(machine, ROWS), callers(machine, CLASSES))
     for ours, theirs in zip(given, fc.data.train_test_split(ROWS, CLASSES), strict=True):
         np.testing.assert_array_equal(read(machine, ours), theirs)
+
+
+def test_rows_without_room_are_refused(machine: Machine, on: Device) -> None:
+    """By the library's own error, where CuPy raises one of its own."""
+    x, y = callers(machine, ROWS), callers(machine, CLASSES)
+    for call in (lambda: next(iter(fc.data.Batches(x, y))), lambda: fc.data.train_test_split(x, y)):
+        machine.free[0] = 0
+        with pytest.raises(OutOfMemory, match=r"cuda:0 cannot hold \d+ rows of an array \(22, 6\) beside it: .*batch"):
+            call()
 
 
 class OfAnotherLibrary:
