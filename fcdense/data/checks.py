@@ -50,6 +50,11 @@ def as_rows(name: str, value: ArrayLike, *, min_axes: int = 1) -> NDArray[Any]:
     return array
 
 
+def as_host_rows(name: str, value: ArrayLike, *, min_axes: int = 1) -> NDArray[Any]:
+    """`as_rows` of what NumPy is going to compute with: a CuPy array is refused (`DeviceError`)."""
+    return as_rows(name, host_array(value, name) if is_on_gpu(value) else value, min_axes=min_axes)
+
+
 def same_rows(name: str, array: NDArray[Any], other_name: str, other: NDArray[Any]) -> None:
     """Raise `ShapeError` unless `array` and `other` have as many rows."""
     if len(array) != len(other):
@@ -61,7 +66,7 @@ def same_rows(name: str, array: NDArray[Any], other_name: str, other: NDArray[An
 
 def as_weights(name: str, value: ArrayLike, x_name: str, x: NDArray[Any]) -> NDArray[Any]:
     """`value` as one finite weight >= 0 per row of `x`; integers and bools become float32."""
-    weights = as_rows(name, host_array(value, name) if is_on_gpu(value) else value)
+    weights = as_host_rows(name, value)
     if weights.ndim != 1:
         raise ShapeError(f"{name} has shape {weights.shape}, expected one weight per row: ({len(x)},).")
     same_rows(x_name, x, name, weights)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fcdense.conversion import host_array, is_on_gpu
+from fcdense.conversion import is_on_gpu
 from fcdense.data.batches import Batch, rows_on_gpu
-from fcdense.data.checks import as_count, as_rows, as_weights, same_rows
+from fcdense.data.checks import as_count, as_host_rows, as_rows, as_weights, same_rows
 from fcdense.errors import ArgumentError, DataError, ShapeError
 
 Rows = NDArray[np.intp]
@@ -130,7 +130,7 @@ def _share(name: str, value: object) -> float:
 
 
 def _class_labels(labels: ArrayLike, n: int) -> NDArray[Any]:
-    values = as_rows("y", host_array(labels, "y") if is_on_gpu(labels) else labels)
+    values = as_host_rows("y", labels)
     if values.shape != (n,):
         raise ShapeError(f"y has shape {values.shape}; a stratified split needs one class per row: ({n},).")
     if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fcdense.data.checks import as_rows
+from fcdense.data.checks import as_host_rows
 from fcdense.errors import DataError, FormatError, ShapeError
 
 BLOCK_BYTES = 1 << 22  # float64 temporaries stay in the cache, and a memory-mapped array is never read as a whole
@@ -104,7 +104,7 @@ class Standardizer:
         return self._moments
 
     def _map(self, x: ArrayLike, function: Any) -> NDArray[Any]:
-        array = as_rows("x", x, min_axes=2)
+        array = as_host_rows("x", x, min_axes=2)
         if array.shape[-1] != len(self.mean):
             raise ShapeError(f"x {array.shape} has {array.shape[-1]} features, the Standardizer {len(self.mean)}.")
         result = np.empty(array.shape, np.float64 if array.dtype.newbyteorder("=") == np.float64 else np.float32)
@@ -144,7 +144,7 @@ def _moments(x_bi: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def _as_table(x: ArrayLike) -> NDArray[Any]:
-    array = as_rows("x", x, min_axes=2)
+    array = as_host_rows("x", x, min_axes=2)
     return array.reshape(-1, array.shape[-1])
 
 

@@ -280,6 +280,10 @@ def test_what_training_cannot_take_is_refused(machine: Machine, on: Device) -> N
         trainer.fit(x, y, sample_weight=callers(machine, np.ones(22)), verbose=False)
     with pytest.raises(DeviceError, match=r"y lies on a GPU.*cupy\.asnumpy"):
         fc.data.train_test_split(x, y, stratify=True)
+    scaler = fc.data.Standardizer().fit(ROWS)
+    for measure in (scaler.fit, scaler.transform, scaler.inverse_transform):
+        with pytest.raises(DeviceError, match=r"x lies on a GPU.*cupy\.asnumpy"):
+            measure(x)
     with pytest.raises(DTypeError, match=r"x is a OfAnotherLibrary on a GPU; pass cupy\.asarray\(x\)"):
         trainer.fit(OfAnotherLibrary(), y, verbose=False)
     with fc.use_device("cpu"):
