@@ -18,17 +18,32 @@ struct Round {
 struct Piece {
     const void* x;
     void* out;
-    const Index* order;  // of rows to take
+    const Index* order;  // of rows to take; null for results
     Index rows, units;   // units of a row
     int bytes;           // of a unit: 1, 2, 4 or 16
 };
 
-template <class Copy>
-__device__ __forceinline__ void in_units(const Piece& piece, const Copy& copy) {
-    if (piece.bytes == 16) copy.template of<Packed<unsigned, 4>>(piece);
-    else if (piece.bytes == 4) copy.template of<unsigned>(piece);
-    else if (piece.bytes == 2) copy.template of<unsigned short>(piece);
-    else copy.template of<unsigned char>(piece);
+template <class Unit>
+__device__ __forceinline__ void copy_units(const Piece& p, Index number) {
+    const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = p.rows * p.units;
+    const Index* order = p.order ? p.order + number * p.rows : nullptr;
+    Unit* out = static_cast<Unit*>(p.out) + (order ? 0 : number * size);
+    for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
+        Index from = i;
+        if (order) {
+            const Division place = divided(i, p.units);
+            from = order[place.quotient] * p.units + place.rest;
+        }
+        out[i] = static_cast<const Unit*>(p.x)[from];
+    }
+}
+
+// out = x[order[number * rows :][: rows]], or, without an order, out[number] = x; by blocks along x.
+__device__ __forceinline__ void copy_piece(const Piece& p, Index number) {
+    if (p.bytes == 16) copy_units<Packed<unsigned, 4>>(p, number);
+    else if (p.bytes == 4) copy_units<unsigned>(p, number);
+    else if (p.bytes == 2) copy_units<unsigned short>(p, number);
+    else copy_units<unsigned char>(p, number);
 }
 
 struct TakeRows {
@@ -36,21 +51,7 @@ struct TakeRows {
     Piece pieces[PIECES];
 };
 
-// out = x[order[number * rows :][: rows]]
-struct Taking {
-    Index number;
-    template <class Unit>
-    __device__ __forceinline__ void of(const Piece& p) const {
-        const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = p.rows * p.units;
-        const Index* order = p.order + number * p.rows;
-        for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
-            const Division place = divided(i, p.units);
-            static_cast<Unit*>(p.out)[i] = static_cast<const Unit*>(p.x)[order[place.quotient] * p.units + place.rest];
-        }
-    }
-};
-
-__device__ inline void take_rows(const TakeRows& a) { in_units(a.pieces[blockIdx.y], Taking{a.round->number}); }
+__device__ inline void take_rows(const TakeRows& a) { copy_piece(a.pieces[blockIdx.y], a.round->number); }
 
 struct LeaveResults {
     Round* round;
@@ -59,22 +60,10 @@ struct LeaveResults {
     Piece pieces[PIECES];
 };
 
-// out[number] = x
-struct Leaving {
-    Index number;
-    template <class Unit>
-    __device__ __forceinline__ void of(const Piece& p) const {
-        const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = p.rows * p.units;
-        Unit* out = static_cast<Unit*>(p.out) + number * size;
-        for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step)
-            out[i] = static_cast<const Unit*>(p.x)[i];
-    }
-};
-
 // Up to the last round. The last block ends the round, when all others know which one it was.
 __device__ inline void leave_results(const LeaveResults& a) {
     const bool is_running = a.round->running != 0.0;
-    if (is_running) in_units(a.pieces[blockIdx.y], Leaving{a.round->number});
+    if (is_running) copy_piece(a.pieces[blockIdx.y], a.round->number);
     if (!a.arrivals || !is_last_of(gridDim.x * gridDim.y, a.arrivals) || threadIdx.x) return;
     a.round->number++;
     if (!is_running) return;

@@ -151,8 +151,9 @@ DAMAGE = {
     "a number of a row too many": ("elements", "indexing.cuh", "i < size;", "i <= size;", 0),
     "a number added too many": ("elements", "indexing.cuh", "i < size;", "i <= size;", 1),
     "an index too many": ("elements", "indexing.cuh", "k < a.count;", "k <= a.count;", 0),
-    "a row of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 0),
-    "a result of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 1),
+    "a unit of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 0),
+    "a row that was not asked for": ("rounds", "rounds.cuh", "order[place.quotient]", "place.quotient", 0),
+    "results of the first round alone": ("rounds", "rounds.cuh", "(order ? 0 : number * size)", "0", 0),
     "an end of a round too many": ("rounds", "rounds.cuh", "!is_last_of(gridDim.x * gridDim.y, a.arrivals) || ", "", 0),
 }
 
