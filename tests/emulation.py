@@ -43,8 +43,9 @@ LOOKED_AT = (
     "--param=asan-instrumentation-with-call-threshold=0",
     "--param=asan-globals=0",
     "--param=asan-stack=0",
+    "-fsanitize=alignment",
 )
-"""Options by which kernels call the runtime before each access to memory."""
+"""Options by which kernels call the runtime before each access to memory, and where an address is not aligned."""
 
 
 def is_available() -> bool:

@@ -6,7 +6,8 @@
 //
 // Each access of a kernel to memory is looked at before it is made: g++ puts a call there for -fsanitize=kernel-address,
 // which is made for kernels that bring a runtime of their own, as this one is. A thread that reads or writes outside of
-// all arrays stops.
+// all arrays stops; so does one that comes to an address which is no multiple of what its type asks for, where
+// -fsanitize=alignment puts a call.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -255,6 +256,10 @@ EMULATED_ACCESS(16)
 void __asan_loadN_noabort(const void* address, size_t bytes) { look_at(address, bytes, false); }
 void __asan_storeN_noabort(const void* address, size_t bytes) { look_at(address, bytes, true); }
 void __asan_handle_no_return() {}
+void __ubsan_handle_type_mismatch_v1(const void*, const void*) {
+    launch.misaligned = true;
+    for (;;) leave();
+}
 
 // From now on kernels may read and write these bytes; with none, no longer.
 void emulated_array(const void* start, size_t bytes) {
@@ -318,7 +323,7 @@ int emulated_launch(void (*kernel)(void*), const unsigned* grid, const unsigned*
         if (!run_block(fibers, turns, static_cast<Order>(order), random)) status = 1;
         for (const Fiber& fiber : fibers)
             if (!status && (!fiber.open.empty() || !fiber.groups.empty())) status = 2;
-        if (!status && launch.misaligned) status = 3;
+        if (launch.misaligned) status = 3;
         if (launch.reads_outside) status = 4;
         if (launch.writes_outside) status = 5;
         if (!status && launch.writes_late) status = 6;

@@ -95,6 +95,12 @@ def padded_rows(values: HostArray, backend: Backend) -> Array:
     return wide[..., : values.shape[-1]] if values.ndim else wide
 
 
+def rows_one_apart(values: HostArray, backend: Backend) -> Array:
+    """Rows that begin, where they are whole groups of numbers, at no multiple of the bytes of a group."""
+    wide = contiguous(np.concatenate([values, values[..., :1]], axis=-1) if values.ndim else values, backend)
+    return wide[..., : values.shape[-1]] if values.ndim else wide
+
+
 def reversed_(values: HostArray, backend: Backend) -> Array:
     flip = (..., *(slice(None, None, -1),) * values.ndim)
     return contiguous(values[flip].copy(), backend)[flip]
@@ -108,6 +114,12 @@ def repeated(values: HostArray, backend: Backend) -> Array:
     if isinstance(row, np.ndarray):
         return np.broadcast_to(row, values.shape)
     return backend.driver.view(row, 0, values.shape, (0, *row.strides[1:]), row.dtype)  # type: ignore[attr-defined]
+
+
+def shifted(values: HostArray, backend: Backend, by: int = 1) -> Array:
+    """In one piece, so many elements behind where memory begins: at no multiple of the bytes of several of them."""
+    wide = contiguous(np.concatenate([np.zeros(by, values.dtype), values.reshape(-1)]), backend)
+    return wide[by:].reshape(values.shape)
 
 
 def read_only(values: HostArray, backend: Backend) -> Array:
@@ -127,8 +139,10 @@ LAYOUTS: dict[str, Callable[[HostArray, Backend], Array]] = {
     "transposed": transposed,
     "strided": strided,
     "padded_rows": padded_rows,
+    "rows_one_apart": rows_one_apart,
     "reversed": reversed_,
     "repeated": repeated,
+    "shifted": shifted,
     "read_only": read_only,
     "misaligned": misaligned,
 }

@@ -144,30 +144,39 @@ def test_large(backend: Backend, case: Case, rng: np.random.Generator) -> None:
 
 # ---- layouts and aliasing --------------------------------------------------------------------------------------------
 
-TYPICAL = (
-    cases.dense(*MIDDLE, activations.gelu),
-    cases.dense_grad_input(*MIDDLE, activations.tanh, "accumulate"),
-    cases.dense_grad_weight(*MIDDLE, "accumulate"),
-    cases.act_grad(17, 13, activations.silu, "accumulate"),
-    cases.softmax(17, 13, False),
-    cases.softmax(17, 13, True),
-    cases.softmax_xent(17, 13, False),
-    cases.softmax_xent(17, 13, True),
-    cases.elementwise_loss((17, 13), (17, 1)),
-    cases.map_(formulas.axpy, (17, 13), (17, 13), (13,)),
-    cases.map_(formulas.momentum, (300, 127), *[(300, 127)] * 3, may_be=("inputs[0]", "inputs[1]")),
-    cases.next_stream(),
-    cases.dropout((17, 13), 0.5),
-    cases.reduce("sum", (17, 13), (0,)),
-    cases.reduce("max", (17, 13), (1,)),
-    cases.matmul((3, 17, 31), (31, 13)),
-    cases.copy((17, 13), (17, 13), "float64"),
-    cases.fill(2.5, (17, 13)),
-    cases.gather_rows(5, (50,), (13,)),
-    cases.scatter_add_rows(17, (50,), (13,)),
-    cases.norm2(17, 13),
-)
-"""Every primitive once or twice, at a middle size."""
+
+def typical(rows: int, inner: int, columns: int) -> tuple[Case, ...]:
+    """Every primitive once or twice, at these sizes."""
+    shape, sizes = (rows, columns), (rows, inner, columns)
+    buffer = (300, 10 * columns - 3 * (columns % 2))
+    return (
+        cases.dense(*sizes, activations.gelu),
+        cases.dense_grad_input(*sizes, activations.tanh, "accumulate"),
+        cases.dense_grad_weight(*sizes, "accumulate"),
+        cases.act_grad(*shape, activations.silu, "accumulate"),
+        cases.softmax(*shape, False),
+        cases.softmax(*shape, True),
+        cases.softmax_xent(*shape, False),
+        cases.softmax_xent(*shape, True),
+        cases.elementwise_loss(shape, (rows, 1)),
+        cases.map_(formulas.axpy, shape, shape, (columns,)),
+        cases.map_(formulas.momentum, buffer, *[buffer] * 3, may_be=("inputs[0]", "inputs[1]")),
+        cases.next_stream(),
+        cases.dropout(shape, 0.5),
+        cases.reduce("sum", shape, (0,)),
+        cases.reduce("max", shape, (1,)),
+        cases.matmul((3, rows, inner), (inner, columns)),
+        cases.copy(shape, shape, "float64"),
+        cases.fill(2.5, shape),
+        cases.gather_rows(5, (50,), (columns,)),
+        cases.scatter_add_rows(rows, (50,), (columns,)),
+        cases.norm2(*shape),
+    )
+
+
+TYPICAL = typical(*MIDDLE)
+IN_GROUPS = typical(16, 32, 24)
+"""With lines that are whole groups of numbers, as they are read and written at once where they lie well."""
 
 
 def equal_rows(values: Values) -> Values:
@@ -184,7 +193,7 @@ def equal_rows(values: Values) -> Values:
 
 @on_every_device
 @pytest.mark.parametrize("layout", LAYOUTS)
-@each(TYPICAL)
+@each((*TYPICAL, *IN_GROUPS))
 def test_inputs_in_any_layout(backend: Backend, case: Case, layout: str, rng: np.random.Generator) -> None:
     if layout in HOST_ONLY and not isinstance(backend.empty((), np.dtype("float32")), np.ndarray):
         pytest.skip("arrays of this device are never like that")
@@ -205,8 +214,8 @@ def test_copy_may_overlap(backend: Backend, offset: int) -> None:
 
 
 @on_every_device
-@pytest.mark.parametrize("layout", ["transposed", "strided", "padded_rows", "reversed"])
-@each(case for case in TYPICAL if case.primitive in {"map", "copy", "fill"})
+@pytest.mark.parametrize("layout", ["transposed", "strided", "padded_rows", "rows_one_apart", "reversed", "shifted"])
+@each(case for case in (*TYPICAL, *IN_GROUPS) if case.primitive in {"map", "copy", "fill"})
 def test_outputs_in_any_layout(backend: Backend, case: Case, layout: str, rng: np.random.Generator) -> None:
     values = draw(case, "float32", rng)
     assert_within_bound(run(backend, case, values, out_layout=LAYOUTS[layout]), case, values, "float32")

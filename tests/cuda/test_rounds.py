@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fcdense.backends.replay import Call, Feed, Keep
 from tests import emulation
+from tests.backends.calls import contiguous, shifted
 from tests.cuda.sums import DATA, F64, Sums
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
@@ -31,14 +33,15 @@ def test_rounds_take_their_rows_and_leave_results(resident: bool) -> None:
     np.testing.assert_array_equal(sums.backend.to_host(sums.state), [0, 4])
 
 
-def test_rows_and_results_of_any_kind(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("lay", [contiguous, shifted])
+def test_rows_and_results_of_any_kind(lay: Callable[..., Any], rng: np.random.Generator) -> None:
     """Of more arrays than a launch takes, in units of 1, 2, 4 and 16 bytes."""
     sums, order = Sums(), np.array([3, 0, 4, 4, 1, 2])
     backend, kinds = sums.backend, (np.uint8, np.float16, np.float32, np.int64)
     sources = [rng.integers(0, 100, (5, *row)).astype(kind) for kind in kinds for row in ((), (3,), (4, 4), (300,))]
-    targets = [backend.empty((2, *source.shape[1:]), source.dtype) for source in sources]
+    targets = [lay(np.zeros((2, *source.shape[1:]), source.dtype), backend) for source in sources]
     results = [np.zeros((3, *target.shape), target.dtype) for target in targets]
-    feeds = [Feed(source, order, target) for source, target in zip(sources, targets, strict=True)]
+    feeds = [Feed(lay(source, backend), order, target) for source, target in zip(sources, targets, strict=True)]
     run = sums.replay().rounds(feeds, [*map(Keep, targets, results)])
     assert run is not None
     assert run(3) == 3

@@ -17,6 +17,7 @@ from fcdense.backends.base import Backend
 from fcdense.backends.cuda import CudaBackend
 from fcdense.backends.replay import Feed, Keep
 from fcdense.program import trace
+from tests.backends.calls import contiguous
 from tests.cuda.sums import DATA, Sums
 from tests.emulation import EmulatedDriver
 
@@ -70,9 +71,9 @@ def whole_numbers(dtype: Any, columns: int) -> list[HostArray]:
     ]
 
 
-def layer(backend: CudaBackend, dtype: Any, columns: int) -> list[HostArray]:
-    """It forward and back."""
-    x, w, b, dz = upload(backend, *whole_numbers(dtype, columns))
+def layer(backend: CudaBackend, dtype: Any, columns: int, lay: Callable[..., Any] = contiguous) -> list[HostArray]:
+    """It forward and back, with inputs that `lay` makes."""
+    x, w, b, dz = (lay(array, backend) for array in whole_numbers(dtype, columns))
     outs = [backend.empty(shape, np.dtype(dtype)) for shape in ((70, columns), (70, 272), (272, columns), (272,))]
     backend.dense(x, w, b, activations.relu, out=outs[0])
     backend.dense_grad_input(dz, w, activations.relu, x, out=outs[1], db=outs[3])
