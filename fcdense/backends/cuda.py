@@ -217,9 +217,9 @@ class CudaBackend(Backend):
         kernel = source.dropout(x.dtype)
         words = {name: self.driver.address(a) for name, a in (("x", x), ("stream", stream), ("out", out))}
         words["stream_stride"] = stream.strides[0] // stream.dtype.itemsize
-        self.launcher.launch(
-            kernel, self.launcher.grid(blocks(x.size, 8), kernel.threads), **words, rate=rate, size=x.size
-        )
+        words["packed"] = 0 if words["x"] % 16 or words["out"] % 16 else x.size // 8
+        grid = self.launcher.grid(blocks(x.size, 8), kernel.threads)
+        self.launcher.launch(kernel, grid, **words, rate=rate, size=x.size)
 
     # ---- arrays ------------------------------------------------------------------------------------------------------
 

@@ -233,12 +233,16 @@ class Launcher:
     def copy(self, x: Array, out: Array) -> None:
         """out = x, broadcast and cast; they do not overlap."""
         shape, strides = collapsed(out.shape, [strides_in(array, out.shape) for array in (x, out)])
-        kernel = source.cast(x.dtype, out.dtype, len(shape))
+        vector = self.vector(shape[-1], (x,), (out,), strides)
+        width = 1 if vector.repeated else vector.width
+        kernel = source.cast(x.dtype, out.dtype, len(shape), width)
         (x_words, out_words) = (
             {"data": self.driver.address(array), "strides": steps}
             for array, steps in zip((x, out), strides, strict=True)
         )
-        self.launch(kernel, self.grid(out.size, kernel.threads), x=x_words, out=out_words, shape=shape, size=out.size)
+        groups = out.size // width
+        grid, in_groups = self.grid(groups, kernel.threads), (*shape[:-1], shape[-1] // width)
+        self.launch(kernel, grid, x=x_words, out=out_words, shape=in_groups, size=groups)
 
     def contiguous(self, array: Array) -> Array:
         """The array itself, or a copy that lies in one piece."""

@@ -110,9 +110,9 @@ def scalar_work(program: Program) -> Kernel:
 
 
 @cache
-def cast(x: DType, out: DType, dims: int) -> Kernel:
-    """Numbers of one dtype as those of another."""
-    call = f"copy<{stored(x)}, {stored(out)}, {dims}>"
+def cast(x: DType, out: DType, dims: int, width: int) -> Kernel:
+    """Numbers of one dtype as those of another, `width` of the last axis at once."""
+    call = f"copy<{stored(x)}, {stored(out)}, {dims}, {width}>"
     text = unit("elementwise.cuh", "", "", f"Copy<{dims}>", ELEMENTWISE_THREADS, call)
     shape = (WORD, (dims,))
     return Kernel("copy", text, struct(x=operand(dims), out=operand(dims), shape=shape, size=WORD), ELEMENTWISE_THREADS)
@@ -199,7 +199,9 @@ def scatter_add_rows(dtype: DType) -> Kernel:
 def dropout(dtype: DType) -> Kernel:
     """Dropout of numbers of this dtype."""
     text = unit("random.cuh", "", "", "Dropout", ELEMENTWISE_THREADS, f"dropout<{stored(dtype)}>")
-    arguments = struct(x=ADDRESS, stream=ADDRESS, stream_stride=WORD, out=ADDRESS, rate=np.float64, size=WORD)
+    arguments = struct(
+        x=ADDRESS, stream=ADDRESS, stream_stride=WORD, out=ADDRESS, rate=np.float64, size=WORD, packed=WORD
+    )
     return Kernel("dropout", text, arguments, ELEMENTWISE_THREADS)
 
 

@@ -54,17 +54,21 @@ struct Cast<Bfloat16> {
 template <int DIMS>
 struct Copy {
     Operand<DIMS> x, out;
-    Index shape[DIMS];
+    Index shape[DIMS];  // as in Elementwise
     Index size;
 };
 
-template <class T, class R, int DIMS>
+template <class T, class R, int DIMS, int N>
 __device__ void copy(const Copy<DIMS>& a) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < a.size; i += step) {
-        const Place<DIMS> place = place_of<DIMS>(i, a.shape);
-        static_cast<R*>(a.out.data)[a.out.offset(place)] =
-            Cast<R>::of(static_cast<const T*>(a.x.data)[a.x.offset(place)]);
+        Place<DIMS> place = place_of<DIMS>(i, a.shape);
+        place.at[DIMS - 1] *= N;
+        const auto x = packed<T, N>(a.x, place);
+        Packed<R, N> out;
+#pragma unroll
+        for (int e = 0; e < N; e++) out.at[e] = Cast<R>::of(x.at[e]);
+        packed<R, N>(a.out, place) = out;
     }
 }
 

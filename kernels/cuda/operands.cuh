@@ -66,15 +66,20 @@ struct Operands {
     __device__ __forceinline__ double scalar(int k) const { return live ? live[k] : given[k]; }
 };
 
-// N numbers of an array from `place` on. With N > 1 the array's last axis is contiguous, and `place` is a multiple of N
-// along it at an address that a packed access may have.
+// N numbers of an array from `place` on, as they are stored. With N > 1 the array's last axis is contiguous, and `place`
+// is a multiple of N along it at an address that a packed access may have.
+template <class T, int N, int DIMS>
+__device__ __forceinline__ Packed<T, N>& packed(const Operand<DIMS>& operand, const Place<DIMS>& place) {
+    return *reinterpret_cast<Packed<T, N>*>(static_cast<T*>(operand.data) + operand.offset(place));
+}
+
+// The same, to compute with.
 template <class C, class T, int N, int DIMS>
 __device__ __forceinline__ Numbers<C, N> load(const Operand<DIMS>& operand, const Place<DIMS>& place) {
-    const auto packed = *reinterpret_cast<const Packed<T, N>*>(static_cast<const T*>(operand.data) +
-                                                               operand.offset(place));
+    const auto stored = packed<T, N>(operand, place);
     Numbers<C, N> numbers;
 #pragma unroll
-    for (int e = 0; e < N; e++) numbers.at[e] = widened<C>(packed.at[e]);
+    for (int e = 0; e < N; e++) numbers.at[e] = widened<C>(stored.at[e]);
     return numbers;
 }
 
@@ -91,10 +96,10 @@ __device__ __forceinline__ Numbers<C, N> load_repeated(const Operand<DIMS>& oper
 template <class T, int DIMS, class C, int N>
 __device__ __forceinline__ void store(const Operand<DIMS>& operand, const Place<DIMS>& place,
                                       const Numbers<C, N>& numbers) {
-    Packed<T, N> packed;
+    Packed<T, N> rounded;
 #pragma unroll
-    for (int e = 0; e < N; e++) packed.at[e] = Rounded<T>::of(numbers.at[e]);
-    *reinterpret_cast<Packed<T, N>*>(static_cast<T*>(operand.data) + operand.offset(place)) = packed;
+    for (int e = 0; e < N; e++) rounded.at[e] = Rounded<T>::of(numbers.at[e]);
+    packed<T, N>(operand, place) = rounded;
 }
 
 }  // namespace fcdense

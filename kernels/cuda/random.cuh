@@ -1,6 +1,6 @@
 // Random numbers by counting: Philox 4x64 (Salmon, Moraes, Dror, Shaw, SC 2011), the numbers of NumPy's generator.
 #pragma once
-#include "numbers.cuh"
+#include "operands.cuh"
 
 namespace fcdense {
 
@@ -28,6 +28,7 @@ struct Dropout {
     void* out;
     double rate;
     Index size;
+    Index packed;  // groups of eight, from the first one on, that may be read and written at once
 };
 
 // out = x / (1 - rate) where a number of the stream, uniform from 0 to 1, is at least `rate`, else 0; x is contiguous.
@@ -35,19 +36,36 @@ struct Dropout {
 template <class T>
 __device__ void dropout(const Dropout& a) {
     using C = Compute<T>;
+    using Eight = Packed<T, 8>;
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
     const C factor = static_cast<C>(1.0 / (1.0 - a.rate));
     for (Index n = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; 8 * n < a.size; n += step) {
         Word words[4];
         philox(static_cast<Word>(n) + 1, a.stream[0], a.stream[a.stream_stride], words);
+        const T* x = static_cast<const T*>(a.x) + 8 * n;
+        T* out = static_cast<T*>(a.out) + 8 * n;
+        const Index rest = a.size - 8 * n;
+        Eight numbers = {};
+        if (n < a.packed) {
+            numbers = *reinterpret_cast<const Eight*>(x);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                if (e < rest) numbers.at[e] = x[e];
+        }
 #pragma unroll
         for (int e = 0; e < 8; e++) {
-            const Index i = 8 * n + e;
-            if (i >= a.size) break;
             const unsigned half = static_cast<unsigned>(words[e / 2] >> 32 * (e % 2));
             const float uniform = static_cast<float>(half >> 8) * (1.0f / 16777216.0f);
             const C mask = uniform >= static_cast<float>(a.rate) ? factor : C(0);
-            static_cast<T*>(a.out)[i] = Rounded<T>::of(widened<C>(static_cast<const T*>(a.x)[i]) * mask);
+            numbers.at[e] = Rounded<T>::of(widened<C>(numbers.at[e]) * mask);
+        }
+        if (n < a.packed) {
+            *reinterpret_cast<Eight*>(out) = numbers;
+        } else {
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                if (e < rest) out[e] = numbers.at[e];
         }
     }
 }

@@ -12,7 +12,7 @@ import pytest
 from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda.source import Kernel, next_stream
 from tests import emulation
-from tests.cuda.work import WORK, HostArray, products, rows, undamaged
+from tests.cuda.work import F32, TWICE, WORK, HostArray, products, rows, undamaged
 from tests.emulation import ORDERS, SOURCES, EmulatedDriver
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
@@ -147,7 +147,10 @@ DAMAGE = {
     "a part of sums too many": ("many sums", "reductions.cuh", "y < gridDim.y; y", "y <= gridDim.y; y", 0),
     "an element too many": ("elements", "elementwise.cuh", "i < a.size", "i <= a.size", 0),
     "a copy too many": ("elements", "elementwise.cuh", "i < a.size", "i <= a.size", 1),
-    "a random number too many": ("elements", "random.cuh", "if (i >= a.size) break;", "", 0),
+    "a number read for dropout too many": ("elements", "random.cuh", "e < rest", "e <= rest", 0),
+    "a number dropped too many": ("elements", "random.cuh", "e < rest", "e <= rest", 1),
+    "eight numbers read that are not there": ("elements", "random.cuh", "n < a.packed", "n <= a.packed", 0),
+    "eight numbers written that are not there": ("elements", "random.cuh", "n < a.packed", "n <= a.packed", 1),
     "a number of a row too many": ("elements", "indexing.cuh", "i < size;", "i <= size;", 0),
     "a number added too many": ("elements", "indexing.cuh", "i < size;", "i <= size;", 1),
     "an index too many": ("elements", "indexing.cuh", "k < a.count;", "k <= a.count;", 0),
@@ -193,6 +196,14 @@ def test_addresses_that_no_copy_takes_are_seen() -> None:
     driver = DamagedDriver("fragments.cuh", "source = from +", "source = !count + from +", 0)
     with pytest.raises(RuntimeError, match=r"gemm_mma.*: an address is no multiple of the bytes"):
         WORK["tensor cores"](CudaBackend(driver))
+
+
+def test_addresses_from_which_numbers_cannot_be_read_at_once_are_seen() -> None:
+    driver = DamagedDriver("operands.cuh", "static_cast<T*>(operand.data) +", "static_cast<T*>(operand.data) + 1 +", 0)
+    backend = CudaBackend(driver)
+    x, out = (backend.empty((8,), F32) for _ in range(2))
+    with pytest.raises(RuntimeError, match=r"twice, block \(0, 0, 0\): an address is no multiple of the bytes"):
+        backend.map(TWICE, (x,), out=(out,))
 
 
 def test_what_is_undefined_is_reported(capfd: pytest.CaptureFixture[str]) -> None:

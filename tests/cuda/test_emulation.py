@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -13,10 +14,12 @@ from fcdense import activations, emit
 from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda import plan
 from fcdense.cuda.functor import functor
+from fcdense.cuda.source import Kernel
 from fcdense.cuda.tuning import Only
 from tests import emulation
+from tests.backends.calls import shifted
 from tests.cuda.accuracy import NAMES, assert_accurate, assert_as_good_as_bfloat16
-from tests.cuda.work import F32, KINDS, WORK, layer, undamaged, upload, whole_numbers
+from tests.cuda.work import F32, KINDS, TWICE, WORK, layer, undamaged, upload, whole_numbers
 from tests.emulation import ORDERS, EmulatedDriver
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
@@ -62,6 +65,34 @@ def test_an_activation_of_ones_own_is_fused(backend: CudaBackend) -> None:
         np.testing.assert_allclose(backend.to_host(ours), theirs, rtol=2e-5, atol=2e-6)
 
 
+class Noting(EmulatedDriver):
+    """Notes the blocks and the arguments of each launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[int, Any]] = []
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: emulation.HostArray) -> None:
+        self.noted.append((grid[0], arguments[0]))
+        super().launch(kernel, grid, arguments)
+
+
+@pytest.mark.parametrize(("by", "blocks", "in_groups"), [(0, [1, 1], 128), (4, [1, 1], 128), (1, [4, 4], 0)])
+def test_numbers_go_in_groups_where_they_lie_well(by: int, blocks: list[int], in_groups: int) -> None:
+    """Four to a thread of a program or a copy, eight of dropout."""
+    driver = Noting()
+    backend = CudaBackend(driver)
+    x, stream = shifted(np.ones(1024, np.float32), backend, by), backend.zeros((2,), np.dtype(np.uint64))
+    out = backend.empty((1024,), F32)
+    del driver.noted[:]
+    backend.map(TWICE, (x,), out=(out,))
+    backend.copy(x, out=out)
+    backend.dropout(x, 0.5, stream, out=out)
+    *others, (_, arguments) = driver.noted
+    assert [count for count, _ in others] == blocks
+    assert arguments["packed"] == in_groups
+
+
 # ---- what a few calls give -------------------------------------------------------------------------------------------
 
 
@@ -73,11 +104,13 @@ def test_products_of_whole_numbers_are_exact() -> None:
         np.testing.assert_array_equal(ours, exact)
 
 
+@pytest.mark.parametrize("by", [0, 1, 2, 4])
 @pytest.mark.parametrize(("dtype", "columns"), KINDS)
-def test_products_of_tensor_cores_are_exact(dtype: Any, columns: int, backend: CudaBackend) -> None:
+def test_products_of_tensor_cores_are_exact(dtype: Any, columns: int, by: int, backend: CudaBackend) -> None:
+    """Also of operands so many numbers behind an address from which 16 bytes may be read at once."""
     launches = backend.driver.launches  # type: ignore[attr-defined]
     del launches[:]
-    results = layer(backend, dtype, columns)
+    results = layer(backend, dtype, columns, partial(shifted, by=by))
     assert [name.partition(" and ")[0] for name in launches] == ["gemm_mma"] * 3
     x, w, b, dz = (array.astype(np.int64) for array in whole_numbers(dtype, columns))
     dx = dz @ w.T * (x > 0)
