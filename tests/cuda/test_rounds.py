@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcdense.backends.replay import Call, Feed, Keep
+from fcdense.backends.replay import Feed, Keep
 from tests import emulation
 from tests.backends.calls import contiguous, shifted
-from tests.cuda.sums import DATA, F64, Sums
+from tests.cuda.sums import ADD, DATA, F64, FINITE, Sums
+
+I64 = np.dtype(np.int64)
 
 pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
 
@@ -84,6 +86,29 @@ def test_what_a_step_copies_is_not_copied_after_the_last_round() -> None:
     np.testing.assert_array_equal(sums.backend.to_host(copied), data[4:6])
 
 
+@pytest.mark.parametrize("made", [2, 3])  # of two in a row, each lane goes ahead in one
+def test_the_last_round_is_made_whole(made: int) -> None:
+    """It ends behind all of its calls, also those that nothing waits for."""
+    sums = Sums()
+    one, number, copied = (sums.backend.zeros((), dtype) for dtype in (F64, I64, I64))
+    one[...], number[...] = 1.0, 2**53 + 1
+    counts = [sums.backend.zeros((), F64) for _ in range(4)]  # on all lanes
+    adding = [
+        sums.call("map", (count,), (count, one), program=ADD, inputs=(count, one), scalars=(), out=(count,), when=None)
+        for count in counts
+    ]
+    replay = sums.replay()
+    copy = sums.call("copy", (copied,), (number,), x=number, out=copied)
+    replay._calls = [*replay._calls, *adding, copy]
+    data = DATA.copy()
+    data[2 * (made - 1), 1] = np.nan
+    run = replay.rounds([Feed(data, np.arange(10), sums.batch)], [], sums.go_on)
+    assert run is not None
+    assert run(5) == made
+    assert [int(sums.backend.to_host(count)) for count in counts] == [made] * 4
+    assert sums.backend.to_host(copied) == 2**53 + 1
+
+
 def test_what_is_interrupted_counts_the_rounds_that_were_launched() -> None:
     sums = Sums()
     done = np.zeros((5, 2, 3))
@@ -107,14 +132,29 @@ def test_what_is_interrupted_counts_the_rounds_that_were_launched() -> None:
 def test_what_rounds_cannot_copy() -> None:
     sums = Sums()
     order = np.arange(10)
-    for feed in (Feed(DATA.astype(np.float32), order, sums.batch), Feed(DATA[:, :2], order, sums.batch)):
+    nothing = sums.backend.zeros((2, 0), F64)
+    for feed in (
+        Feed(DATA.astype(np.float32), order, sums.batch),
+        Feed(DATA[:, :2], order, sums.batch),
+        Feed(DATA[:, :0], order, nothing),
+    ):
         assert sums.replay().rounds([feed], []) is None
     assert sums.replay().rounds([], [Keep(sums.total.T, np.zeros((5, 3, 2)))]) is None
+    assert sums.replay().rounds([], [Keep(nothing, np.zeros((5, 2, 0)))]) is None
+
+
+def test_what_would_not_stop_after_the_last_round() -> None:
+    """One call among others, with one array among others."""
+    sums = Sums()
+    other, go_on, one = sums.kept, sums.go_on, sums.backend.zeros((), F64)
+    adds = sums.call("dense_grad_weight", (other, sums.total), (sums.batch, sums.total))
+    found = sums.call("reduce", (other, go_on), (sums.batch,), operation="max", x=sums.batch, axes=(0, 1), out=go_on)
+    gated = {"program": FINITE, "inputs": (one,), "scalars": (), "out": (go_on,), "when": one}
     replay = sums.replay()
-    replay._calls = [Call("dense_grad_weight", {}, (sums.total,), (sums.total,))]
-    assert replay.rounds([], [], sums.go_on) is None
-    replay._calls = [
-        sums.call("reduce", (sums.go_on,), (sums.batch,), operation="max", x=sums.batch, axes=(0, 1), out=sums.go_on)
-    ]
-    assert replay.rounds([], [], sums.go_on) is None, "a round after the last one would find another number"
+    calls = replay._calls
+    assert replay.rounds([], [], go_on) is not None
+    for call in (adds, found, sums.call("map", (go_on,), (one,), **gated)):
+        replay._calls = [*calls, call]
+        assert replay.rounds([], [], go_on) is None, f"{call.primitive} would find another number, or add it"
+    replay._calls = [*calls, found]
     assert replay.rounds([], []) is not None
