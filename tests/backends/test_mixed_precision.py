@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fcdense.program import trace
 from tests import emulation
 from tests.backends import cases
 from tests.backends.bounds import assert_within_bound, finfo
-from tests.backends.calls import REFERENCE, Values, backend_of, draw, formula, pairs, run
+from tests.backends.calls import REFERENCE, Values, backend_of, draw, formula, pairs, run, shifted
 from tests.backends.cases import Case
 from tests.backends.formulas import DOUBLE, PROGRAMS
 
@@ -55,6 +56,15 @@ PLAIN = (
     cases.norm2(17, 13),
 )
 """What networks do with activations in 16 bits; in float16 the contract suite has them already."""
+
+IN_GROUPS = (
+    cases.dense(16, 32, 24, activations.gelu, bias_dtype=F32),
+    cases.dense_grad_input(16, 32, 24, activations.tanh, bias_dtype=F32),
+    cases.act_grad(16, 24, activations.silu, bias_dtype=F32),
+    cases.dropout((16, 24), 0.5),
+    cases.copy((16, 24), (16, 24), F32),
+)
+"""With lines that are whole groups of numbers, as they are read and written at once where they lie well."""
 
 
 def each(some: Any) -> pytest.MarkDecorator:
@@ -88,6 +98,16 @@ def test_random_data_within_bound(on: str, dtype: str, case: Case, rng: np.rando
 def test_bfloat16_within_bound(on: str, case: Case, rng: np.random.Generator) -> None:
     values = draw(case, dtype_of("bfloat16"), rng)
     assert_within_bound(run(backend(on), case, values), case, values, dtype_of("bfloat16"))
+
+
+@needs_compiler
+@in_16_bits
+@pytest.mark.parametrize("by", [1, 2, 4])
+@each(IN_GROUPS)
+def test_groups_that_begin_anywhere(by: int, dtype: str, case: Case, rng: np.random.Generator) -> None:
+    values = draw(case, dtype_of(dtype), rng)
+    got = run(backend_of("emu"), case, values, layout=partial(shifted, by=by))
+    assert_within_bound(got, case, values, dtype_of(dtype))
 
 
 def gamma(terms: int) -> float:
@@ -154,6 +174,16 @@ def test_tf32_within_the_bound_of_rounded_operands(case: Case, rng: np.random.Ge
     assert_within_bound(got, case, rounded(case, values), F32)
     with pytest.raises(AssertionError, match="above the bound"):
         assert_within_bound(got, case, values, F32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [np.dtype(np.float64), dtype_of("float16"), dtype_of("bfloat16")], ids=str)
+def test_other_dtypes_are_not_rounded_to_tf32(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
+    case = cases.matmul((70, 300), (300, 66))
+    values = draw(case, dtype, rng)
+    with use_precision("tf32"):
+        got = run(backend_of("emu"), case, values)
+    assert_within_bound(got, case, values, dtype)
 
 
 @needs_compiler
