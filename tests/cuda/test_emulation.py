@@ -12,10 +12,11 @@ import pytest
 import fcdense as fc
 from fcdense import activations, emit
 from fcdense.backends.cuda import CudaBackend
-from fcdense.cuda import plan
+from fcdense.cuda import launcher, plan
 from fcdense.cuda.functor import functor
 from fcdense.cuda.source import Kernel
 from fcdense.cuda.tuning import Only
+from fcdense.program import trace
 from tests import emulation
 from tests.backends.calls import shifted
 from tests.cuda.accuracy import NAMES, assert_accurate, assert_as_good_as_bfloat16
@@ -91,6 +92,35 @@ def test_numbers_go_in_groups_where_they_lie_well(by: int, blocks: list[int], in
     *others, (_, arguments) = driver.noted
     assert [count for count, _ in others] == blocks
     assert arguments["packed"] == in_groups
+
+
+def test_a_program_of_more_scalars_than_there_was_room_for(backend: CudaBackend) -> None:
+    """They are read when it runs, and what depends on them alone is computed before it."""
+    x, values = np.arange(5.0), np.linspace(0.0, 1.0, 2 * launcher.FEWEST_SCALARS)
+    for count in (2, len(values)):
+        program = trace(lambda x, *given: sum(x * np.exp(s) for s in given), 1, count, name="mixture")
+        device_x, scalars = upload(backend, x, values[:count])
+        out = backend.empty(x.shape, x.dtype)
+        backend.map(program, (device_x,), scalars, out=(out,))
+        np.testing.assert_allclose(backend.to_host(out), x * np.exp(values[:count]).sum(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_number_of_scalars_alone(dtype: Any, backend: CudaBackend) -> None:
+    (scalars,) = upload(backend, np.array([0.1, 0.2]))
+    out = backend.empty((), np.dtype(dtype))
+    backend.map(trace(lambda a, b: a + b, 0, 2, name="sum"), (), scalars, out=(out,))
+    np.testing.assert_array_equal(backend.to_host(out), dtype(0.1 + 0.2))
+
+
+def test_sums_of_more_columns_than_there_were_counters_for() -> None:
+    backend, rng = CudaBackend(EmulatedDriver()), np.random.default_rng(9)
+    for columns in (2, 128 * launcher.FEWEST_COUNTERS // 2 + 1):  # in tiles of 128 or less, two counters for each
+        dz, w = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((3, 2), (columns, 2)))
+        dx, db = backend.empty((3, columns), F32), backend.empty((columns,), F32)
+        backend.dense_grad_input(*upload(backend, dz, w), activations.linear, None, out=dx, db=db)
+        np.testing.assert_array_equal(backend.to_host(dx), dz @ w.T)
+        np.testing.assert_array_equal(backend.to_host(db), (dz @ w.T).sum(0))
 
 
 # ---- what a few calls give -------------------------------------------------------------------------------------------
