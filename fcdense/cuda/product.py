@@ -137,10 +137,7 @@ class Products:
 
     def _by_numba(self, a: Array, b: Array, program: Program, inputs: Sequence[Array], outs: Sequence[Array]) -> bool:
         """The product and the program by the kernel in Python; False where it cannot take them."""
-        arrays = (b, *inputs, *outs)
-        if len(inputs) > 2 or len(outs) > 2 or program.n_scalars or any(array.dtype != a.dtype for array in arrays):
-            return False
-        if not loops.supports(program, a.dtype):
+        if not loops.supports(program, a.dtype):  # with operands of another dtype than a, that has 16 bits
             return False
         from fcdense.kernels.numba import gpu_dense
 

@@ -307,6 +307,9 @@ def test_parts_are_written_in_the_order_of_launches(driver: Any) -> None:
     flat = matrix.T.reshape(6)
     flat[1:3] = 4
     assert numbers(driver, flat) == [0.0, 4.0, 4.0, 2.5, 5.0, 9.0]
+    turned = driver.upload(np.zeros((3, 2), np.float32))
+    turned[...] = matrix.T
+    assert numbers(driver, turned) == numbers(driver, matrix.T)
     with pytest.raises(ValueError, match="broadcast"):
         matrix[0] = np.zeros(7)
 
