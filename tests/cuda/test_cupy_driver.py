@@ -15,6 +15,7 @@ import pytest
 from fcdense.arena import Workspace
 from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda import source
+from fcdense.cuda.driver import LANES
 from fcdense.errors import DeviceError, OutOfMemory
 from tests import emulation
 from tests.cuda import fake_cupy
@@ -106,6 +107,7 @@ def test_the_library_has_a_workspace_of_its_own(machine: Machine, monkeypatch: p
     assert driver.library == "here"
     ((place, size, device),) = made
     assert (place % 256, size) == (0, 32 << 20)
+    assert [memory.size for memory in machine.memories if memory.ptr == place] == [LANES * size]
     machine.devices[-1] = 1
     with device:
         assert machine.devices == [1, 0]
