@@ -137,7 +137,7 @@ class Products:
 
     def _by_numba(self, a: Array, b: Array, program: Program, inputs: Sequence[Array], outs: Sequence[Array]) -> bool:
         """The product and the program by the kernel in Python; False where it cannot take them."""
-        if not loops.supports(program, a.dtype):  # with operands of another dtype than a, that has 16 bits
+        if not loops.supports(program, a.dtype):  # all operands have this dtype, unless it has 16 bits
             return False
         from fcdense.kernels.numba import gpu_dense
 
