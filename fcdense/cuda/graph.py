@@ -18,6 +18,7 @@ from fcdense.backends.temporaries import Temporaries
 from fcdense.cuda import lanes, source
 from fcdense.cuda.apart import apart
 from fcdense.cuda.driver import LANES
+from fcdense.cuda.feeds import converted
 from fcdense.cuda.lanes import Work
 from fcdense.cuda.launcher import FLOAT64
 from fcdense.cuda.source import Kernel
@@ -75,7 +76,7 @@ class GraphReplay(Replay):
     def rounds(
         self, feeds: Sequence[Feed], keeps: Sequence[Keep], go_on: Array | None = None
     ) -> Callable[[int], int] | None:
-        if not all(_is_copied(target, source, target.shape[1:]) for source, _, target in feeds):
+        if not all(_is_taken(*feed) for feed in feeds):
             return None
         if not all(_is_copied(x, target, x.shape) for x, target in keeps):
             return None
@@ -90,6 +91,16 @@ class GraphReplay(Replay):
 def _is_copied(x: Array, other: Array, row: tuple[int, ...]) -> bool:
     """Whether the kernels of rounds copy `x` to or from an array with such rows."""
     return bool(x.size and x.flags.c_contiguous and x.dtype == other.dtype and other.shape[1:] == row)
+
+
+def _is_taken(x: Array, order: Array, out: Array) -> bool:
+    """Whether the kernels of rounds take rows of `x`; what is on the host comes to lie in one piece on the device."""
+    lies = all(isinstance(array, np.ndarray) or array.flags.c_contiguous for array in (x, order))
+    return lies and _is_copied(out, x, out.shape[1:])
+
+
+def _converts(feed: Feed) -> bool:
+    return feed.source.dtype != feed.target.dtype
 
 
 def _adds(call: Call) -> bool:
@@ -126,12 +137,13 @@ class GraphRounds:
         self._lanes, self._backend, self._go_on = on, on[0], go_on
         self._round = self._backend.empty((len(source.ROUND.names or ()),), source.WORD)
         self._running = self._round.view(FLOAT64)[-1, ...]
+        self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
+        feeds, calls = converted(feeds, calls, [keep.source for keep in keeps])
         self._calls = [part.call for part in apart([*map(self._gated, calls)], self._backend.empty)]
         self._twins: dict[int, tuple[np.ndarray[Any, Any], Array]] = {}
         self._feeds = [Feed(*map(self._on_device, feed)) for feed in feeds]
         self._keeps = [Keep(*map(self._on_device, keep)) for keep in keeps]
         self._results = [keep.target for keep in keeps]
-        self._streams = [call.arguments["state"] for call in calls if call.primitive == "next_stream"]
         self._launch = lanes.record(self._backend.driver, list(self._work()))
 
     def _on_device(self, array: Array) -> Array:
@@ -143,8 +155,10 @@ class GraphRounds:
         return self._twins[id(array)][1]
 
     def _work(self) -> Iterator[Work]:
-        for feeds in _in_launches(self._feeds):
-            yield self._taking(feeds)
+        for feeds in _in_launches([feed for feed in self._feeds if not _converts(feed)]):
+            yield self._taking(source.take_rows(), feeds)
+        for feed in filter(_converts, self._feeds):
+            yield self._taking(source.convert_rows(feed.source.dtype, feed.target.dtype), [feed])
         for call in self._calls:
             yield Work(partial(_make, self._lanes, call), call.reads, call.writes)
         *others, last = list(_in_launches(self._keeps)) or [[]]
@@ -152,10 +166,10 @@ class GraphRounds:
             yield self._leaving(keeps)
         yield self._leaving(last, ends=True)
 
-    def _taking(self, feeds: Sequence[Feed]) -> Work:
+    def _taking(self, kernel: Kernel, feeds: Sequence[Feed]) -> Work:
         pieces = [self._piece(x, out, len(out), order) for x, order, out in feeds]
         reads = [array for x, order, _ in feeds for array in (x, order)]
-        launch = partial(self._copy, source.take_rows(), pieces, False)
+        launch = partial(self._copy, kernel, pieces, False)
         return Work(launch, (self._round, *reads), [out for *_, out in feeds])
 
     def _leaving(self, keeps: Sequence[Keep], *, ends: bool = False) -> Work:
@@ -167,10 +181,13 @@ class GraphRounds:
 
     def _piece(self, x: Array, out: Array, rows: int, order: Array | None = None) -> dict[str, int]:
         """Rows that are copied, as the fields of a `Piece`."""
-        address = self._backend.driver.address
-        row = math.prod(out.shape[1:]) * out.dtype.itemsize
-        places = row, address(x), address(out)
-        unit = next(unit for unit in source.UNITS if not any(place % unit for place in places))
+        address, length = self._backend.driver.address, math.prod(out.shape[1:])
+        row = length * x.dtype.itemsize
+        if x.dtype == out.dtype:
+            places = row, address(x), address(out)
+            unit = next(unit for unit in source.UNITS if not any(place % unit for place in places))
+        else:
+            unit = x.dtype.itemsize * self._backend.launcher.vector(length, (x,), (out,), [(length, 1)] * 2).width
         words = {"x": address(x), "out": address(out), "rows": rows, "units": row // unit, "bytes": unit}
         return words if order is None else words | {"order": address(order)}
 

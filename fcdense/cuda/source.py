@@ -220,11 +220,22 @@ ROUND = struct(number=WORD, made=WORD, running=np.float64)
 PIECE = struct(x=ADDRESS, out=ADDRESS, order=ADDRESS, rows=WORD, units=WORD, bytes="i4")
 
 
+TAKE_ROWS = struct(round=ADDRESS, pieces=(PIECE, (PIECES,)))
+
+
 @cache
 def take_rows() -> Kernel:
     """The rows of a round."""
     text = unit("rounds.cuh", "", "", "TakeRows", ELEMENTWISE_THREADS, "take_rows")
-    return Kernel("take_rows", text, struct(round=ADDRESS, pieces=(PIECE, (PIECES,))), ELEMENTWISE_THREADS)
+    return Kernel("take_rows", text, TAKE_ROWS, ELEMENTWISE_THREADS)
+
+
+@cache
+def convert_rows(x: DType, out: DType) -> Kernel:
+    """The same of numbers of one dtype, as those of another."""
+    call = f"convert_rows<{stored(x)}, {stored(out)}>"
+    text = unit("rounds.cuh", "", "", "TakeRows", ELEMENTWISE_THREADS, call)
+    return Kernel("convert_rows", text, TAKE_ROWS, ELEMENTWISE_THREADS)
 
 
 @cache

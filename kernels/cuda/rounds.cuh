@@ -3,7 +3,7 @@
 // Bytes: the rows of a batch and the results, each read and written once. Operations: none.
 #pragma once
 #include "arrivals.cuh"
-#include "operands.cuh"
+#include "elementwise.cuh"
 
 namespace fcdense {
 
@@ -20,30 +20,35 @@ struct Piece {
     void* out;
     const Index* order;  // of rows to take; null for results
     Index rows, units;   // units of a row
-    int bytes;           // of a unit: 1, 2, 4 or 16
+    int bytes;           // of a unit of x: 1, 2, 4 or 16, or of one or four numbers that are converted
 };
 
-template <class Unit>
+// Units of N numbers.
+template <class T, class R, int N>
 __device__ __forceinline__ void copy_units(const Piece& p, Index number) {
     const Index step = static_cast<Index>(gridDim.x) * blockDim.x, size = p.rows * p.units;
     const Index* order = p.order ? p.order + number * p.rows : nullptr;
-    Unit* out = static_cast<Unit*>(p.out) + (order ? 0 : number * size);
+    Packed<R, N>* out = static_cast<Packed<R, N>*>(p.out) + (order ? 0 : number * size);
     for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
         Index from = i;
         if (order) {
             const Division place = divided(i, p.units);
             from = order[place.quotient] * p.units + place.rest;
         }
-        out[i] = static_cast<const Unit*>(p.x)[from];
+        const Packed<T, N> x = static_cast<const Packed<T, N>*>(p.x)[from];
+        Packed<R, N> unit;
+#pragma unroll
+        for (int e = 0; e < N; e++) unit.at[e] = Cast<R>::of(x.at[e]);
+        out[i] = unit;
     }
 }
 
 // out = x[order[number * rows :][: rows]], or, without an order, out[number] = x; by blocks along x.
 __device__ __forceinline__ void copy_piece(const Piece& p, Index number) {
-    if (p.bytes == 16) copy_units<Packed<unsigned, 4>>(p, number);
-    else if (p.bytes == 4) copy_units<unsigned>(p, number);
-    else if (p.bytes == 2) copy_units<unsigned short>(p, number);
-    else copy_units<unsigned char>(p, number);
+    if (p.bytes == 16) copy_units<unsigned, unsigned, 4>(p, number);
+    else if (p.bytes == 4) copy_units<unsigned, unsigned, 1>(p, number);
+    else if (p.bytes == 2) copy_units<unsigned short, unsigned short, 1>(p, number);
+    else copy_units<unsigned char, unsigned char, 1>(p, number);
 }
 
 struct TakeRows {
@@ -51,7 +56,19 @@ struct TakeRows {
     Piece pieces[PIECES];
 };
 
-__device__ inline void take_rows(const TakeRows& a) { copy_piece(a.pieces[blockIdx.y], a.round->number); }
+// Up to the last round, whose rows stay.
+__device__ inline void take_rows(const TakeRows& a) {
+    if (a.round->running != 0.0) copy_piece(a.pieces[blockIdx.y], a.round->number);
+}
+
+// The same of numbers of one type, as those of another.
+template <class T, class R>
+__device__ void convert_rows(const TakeRows& a) {
+    if (a.round->running == 0.0) return;
+    const Piece& p = a.pieces[blockIdx.y];
+    if (p.bytes == sizeof(T)) copy_units<T, R, 1>(p, a.round->number);
+    else copy_units<T, R, 4>(p, a.round->number);
+}
 
 struct LeaveResults {
     Round* round;

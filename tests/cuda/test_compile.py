@@ -148,6 +148,7 @@ def others() -> Iterator[Kernel]:
     yield source.next_stream()
     yield source.scalar_work(decision(1, 1))
     yield source.take_rows()
+    yield from (source.convert_rows(F32, narrow) for narrow in (F16, BF16))
     yield source.leave_results()
 
 

@@ -156,6 +156,7 @@ DAMAGE = {
     "an index too many": ("elements", "indexing.cuh", "k < a.count;", "k <= a.count;", 0),
     "a unit of a round too many": ("rounds", "rounds.cuh", "i < size;", "i <= size;", 0),
     "a row that was not asked for": ("rounds", "rounds.cuh", "order[place.quotient]", "place.quotient", 0),
+    "numbers to convert that are not there": ("rounds", "rounds.cuh", "p.bytes == sizeof(T)", "false", 0),
     "results of the first round alone": ("rounds", "rounds.cuh", "(order ? 0 : number * size)", "0", 0),
     "an end of a round too many": ("rounds", "rounds.cuh", "!is_last_of(gridDim.x * gridDim.y, a.arrivals) || ", "", 0),
 }

@@ -137,6 +137,8 @@ def test_what_rounds_cannot_copy() -> None:
         Feed(DATA.astype(np.float32), order, sums.batch),
         Feed(DATA[:, :2], order, sums.batch),
         Feed(DATA[:, :0], order, nothing),
+        Feed(sums.backend.from_host(np.ascontiguousarray(DATA.T)).T, order, sums.batch),
+        Feed(DATA, sums.backend.from_host(np.arange(20))[::2], sums.batch),
     ):
         assert sums.replay().rounds([feed], []) is None
     assert sums.replay().rounds([], [Keep(sums.total.T, np.zeros((5, 3, 2)))]) is None

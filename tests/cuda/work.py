@@ -118,14 +118,18 @@ def elements(backend: CudaBackend) -> list[HostArray]:
 
 
 def rounds(backend: CudaBackend) -> list[HostArray]:
-    """Three steps in a row, which take their rows and leave their results."""
+    """Three steps in a row, which take their rows, some of them as numbers of another type, and leave their results."""
     sums = Sums(backend)
-    kept, taken = np.zeros((4, 2, 3)), np.zeros((4, 2, 3))
-    feed = Feed(backend.from_host(DATA), np.array([7, 2, 0, 9, 2, 2, 5, 5]), sums.batch)
-    run = sums.replay().rounds([feed], [Keep(sums.total, kept), Keep(sums.batch, taken)])
+    results = [np.zeros((4, 2, 3), dtype) for dtype in (np.float64, np.float64, np.float32)]
+    data, order, converted = backend.from_host(DATA), np.array([7, 2, 0, 9, 2, 2, 5, 5]), backend.zeros((2, 3), F32)
+    batch = backend.zeros((2, 3), DATA.dtype)
+    replay = sums.replay()
+    replay._calls = [*replay._calls, sums.call("copy", (converted,), (batch,), x=batch, out=converted)]
+    feeds = [Feed(data, order, sums.batch), Feed(data, order, batch)]
+    run = replay.rounds(feeds, [*map(Keep, (sums.total, sums.batch, converted), results)])
     assert run is not None
     assert run(3) == 3
-    return [kept, taken]
+    return [*results]
 
 
 def odd_lines(backend: CudaBackend) -> list[HostArray]:
