@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,11 @@ NOT_ALONE: dict[str, Callable[..., tuple[list[Call], list[Any]]]] = {
     "a reader of a part": lambda x, out, other: ([copy(x, out), total(x[:1], other)], []),
     "another writer": lambda x, out, other: ([copy(other, x), copy(x, out)], []),
     "who keeps it": lambda x, out, other: ([copy(x, out)], [x]),
-    "no copy": lambda x, out, other: ([total(x, other)], []),
+    "no copy": lambda x, out, other: ([replace(copy(x, out), primitive="dropout")], []),
     "no reader": lambda x, out, other: ([copy(other, out)], []),
     "a copy of a part": lambda x, out, other: ([copy(x[:1], out[:1])], []),
     "a transposed copy": lambda x, out, other: ([copy(x.T, out.reshape(3, 2))], []),
-    "a repeated copy": lambda x, out, other: ([copy(x, other[:, :, :3])], []),
+    "a repeated copy": lambda x, out, other: ([copy(x, other.reshape(-1)[:12].reshape(2, *BATCH))], []),
     "columns of an array": lambda x, out, other: ([copy(x, other[0, :, :3])], []),
     "what is read before": lambda x, out, other: ([total(out, other), copy(x, out)], []),
     "what is written before": lambda x, out, other: ([copy(other[0, :, :3], out), copy(x, out)], []),
