@@ -94,13 +94,12 @@ def _is_copied(x: Array, other: Array, row: tuple[int, ...]) -> bool:
 
 
 def _is_taken(x: Array, order: Array, out: Array) -> bool:
-    """Whether the kernels of rounds take rows of `x`; what is on the host comes to lie in one piece on the device."""
-    lies = all(isinstance(array, np.ndarray) or array.flags.c_contiguous for array in (x, order))
-    return lies and _is_copied(out, x, out.shape[1:])
+    """Whether the kernels of rounds take rows of `x`."""
+    return all(array.flags.c_contiguous for array in (x, order)) and _is_copied(out, x, out.shape[1:])
 
 
 def _converts(feed: Feed) -> bool:
-    return feed.source.dtype != feed.target.dtype
+    return bool(feed.source.dtype != feed.target.dtype)
 
 
 def _adds(call: Call) -> bool:
