@@ -1,0 +1,68 @@
+"""How reductions are spread over a GPU: enough threads, each with enough to do, that read neighbouring numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcdense.backends.cuda import CudaBackend
+from fcdense.cuda.launcher import SERIAL, THREADS, WHOLE
+from fcdense.cuda.source import Kernel
+from tests import emulation
+from tests.emulation import EmulatedDriver
+
+pytestmark = pytest.mark.skipif(not emulation.is_available(), reason="no g++ here")
+F32 = np.dtype(np.float32)
+WARP = 32
+
+
+class Asked(EmulatedDriver):
+    """Launches nothing, and remembers what it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Kernel, tuple[int, int, int], Any]] = []
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], arguments: Any) -> None:
+        self.asked.append((kernel, grid, arguments[0]))
+
+
+CASES = [
+    ((1 << 20,), (0,)),  # a norm
+    ((1 << 17,), (0,)),
+    ((4095,), (0,)),
+    ((256, 10), (0,)),  # bias gradients
+    ((256, 512), (0,)),
+    ((4096, 512), (0,)),
+    ((1000, 33), (0,)),
+    ((1024, 1024), (1,)),  # sums of rows
+    ((2, 20000), (1,)),
+    ((64, 5000), (1,)),
+    ((4096, 10), (1,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes"), CASES)
+def test_how_sums_are_spread(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    driver = Asked()
+    backend = CudaBackend(driver)
+    kept = tuple(n for axis, n in enumerate(shape) if axis not in axes)
+    backend.reduce("sum", backend.empty(shape, F32), axes, out=backend.empty(kept, F32))
+    (kernel, (across, parts, _), given), *_ = driver.asked
+    found = re.search(r"reduce<.*, (\d+), (\d+)>", kernel.text)
+    assert found
+    group, count, length = int(found[1]), math.prod(kept), math.prod(shape) // math.prod(kept)
+    assert across * (kernel.threads // group) >= count
+    assert parts * given["part"] >= length > (parts - 1) * given["part"]
+    threads = count * group * parts
+    each = given["part"] / group
+    assert each <= WHOLE or threads > THREADS / 2, "few threads take long"
+    assert parts == 1 or each >= SERIAL, "parts that are not worth their joining"
+    assert threads >= 1024 or length <= SERIAL * group, "a few threads have it all to do"
+    assert threads <= max(THREADS, count * group)
+    reads_along_rows = axes[-1] == len(shape) - 1
+    assert group % WARP == 0 if reads_along_rows else group == 1 or count < WARP, "a warp reads numbers far apart"
