@@ -113,6 +113,14 @@ def test_one_number_of_scalars_alone(dtype: Any, backend: CudaBackend) -> None:
     np.testing.assert_array_equal(backend.to_host(out), dtype(0.1 + 0.2))
 
 
+def test_numbers_of_two_dtypes_of_scalars_alone(backend: CudaBackend) -> None:
+    (scalars,) = upload(backend, np.array([0.1, 0.2]))
+    wide, narrow = backend.empty((), np.dtype(np.float64)), backend.empty((), F32)
+    backend.map(trace(lambda a, b: (a + b, a - b), 0, 2, name="both"), (), scalars, out=(wide, narrow))
+    assert backend.to_host(wide) == 0.1 + 0.2
+    assert backend.to_host(narrow) == np.float32(0.1 - 0.2)
+
+
 def test_sums_of_more_columns_than_there_were_counters_for() -> None:
     backend, rng = CudaBackend(EmulatedDriver()), np.random.default_rng(9)
     for columns in (2, 128 * launcher.FEWEST_COUNTERS // 2 + 1):  # in tiles of 128 or less, two counters for each

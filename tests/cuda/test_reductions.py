@@ -52,7 +52,7 @@ def test_how_sums_are_spread(shape: tuple[int, ...], axes: tuple[int, ...]) -> N
     backend = CudaBackend(driver)
     kept = tuple(n for axis, n in enumerate(shape) if axis not in axes)
     backend.reduce("sum", backend.empty(shape, F32), axes, out=backend.empty(kept, F32))
-    (kernel, (across, parts, _), given), *_ = driver.asked
+    ((kernel, (across, parts, _), given),) = driver.asked  # the last block joins the parts
     found = re.search(r"reduce<.*, (\d+), (\d+)>", kernel.text)
     assert found
     group, count, length = int(found[1]), math.prod(kept), math.prod(shape) // math.prod(kept)
@@ -62,7 +62,16 @@ def test_how_sums_are_spread(shape: tuple[int, ...], axes: tuple[int, ...]) -> N
     each = given["part"] / group
     assert each <= WHOLE or threads > THREADS / 2, "few threads take long"
     assert parts == 1 or each >= SERIAL, "parts that are not worth their joining"
+    assert parts == 1 or length > WHOLE * group or count * group < 1024, "parts that are not needed"
     assert threads >= 1024 or length <= SERIAL * group, "a few threads have it all to do"
     assert threads <= max(THREADS, count * group)
     reads_along_rows = axes[-1] == len(shape) - 1
     assert group % WARP == 0 if reads_along_rows else group == 1 or count < WARP, "a warp reads numbers far apart"
+
+
+@pytest.mark.parametrize("length", [4096, 4097, 8191, 8192, 12287, 12288])
+def test_sums_of_one_part_and_of_a_few(length: int, rng: np.random.Generator) -> None:
+    backend = CudaBackend(EmulatedDriver())
+    values, out = rng.integers(-9, 10, length), backend.zeros((), F32)
+    backend.reduce("sum", backend.from_host(values.astype(np.float32)), (0,), out=out)
+    assert backend.to_host(out) == values.sum()
