@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcdense import activations
 from fcdense.backends.cuda import CudaBackend
 from fcdense.cuda.launcher import SERIAL, THREADS, WHOLE
 from fcdense.cuda.source import Kernel
@@ -75,3 +76,16 @@ def test_sums_of_one_part_and_of_a_few(length: int, rng: np.random.Generator) ->
     values, out = rng.integers(-9, 10, length), backend.zeros((), F32)
     backend.reduce("sum", backend.from_host(values.astype(np.float32)), (0,), out=out)
     assert backend.to_host(out) == values.sum()
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "accumulate"])
+def test_sums_of_more_parts_than_a_block_joins(mode: Any, rng: np.random.Generator) -> None:
+    """They are summed up by a second launch."""
+    driver = EmulatedDriver()
+    backend = CudaBackend(driver)
+    dy, db = rng.integers(-9, 10, (5000, 40)), np.arange(40)
+    dy_bo, db_o = (backend.from_host(array.astype(np.float32)) for array in (dy, db))
+    backend.act_grad(dy_bo, None, activations.linear, out=None, db=db_o, mode=mode)
+    assert driver.launches == ["sum"] * 2
+    np.testing.assert_array_equal(backend.to_host(db_o), dy.sum(axis=0) + (db if mode == "accumulate" else 0))
+    assert driver.damaged_guards() == 0
