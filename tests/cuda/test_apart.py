@@ -76,9 +76,10 @@ def test_scalars_of_an_update(backend: CudaBackend, rng: np.random.Generator) ->
     before, after = (Call("fill", {"value": 1.0, "out": array}, (), (array,)) for array in (flag, scalars))
     (number, alone), (_, first), (_, rest) = apart([before, call], backend.empty)
     assert (number, first) == (1, before), "it is computed as soon as its numbers are there"
-    assert apart([after, call], backend.empty)[0] == (0, after)
+    assert [part.call for part in apart([before, after, call], backend.empty)][:2] == [before, after]
     assert alone.reads == (scalars,)
     assert not any(array is scalars for array in rest.reads)
+    assert any(array is flag for array in rest.reads)
     results(backend, [alone, rest])
     np.testing.assert_array_equal(backend.to_host(x), numbers, err_msg="`when` holds 0")
     flag[...] = 1.0
@@ -100,6 +101,22 @@ def test_an_input_that_is_the_scalars_as_well_is_still_read(backend: CudaBackend
 def test_an_update_that_takes_its_numbers_as_they_are_stays_whole(backend: CudaBackend) -> None:
     x, scalars = backend.zeros((3,), F32), backend.zeros((1,), F64)
     call = Call("map", {"program": PLAIN, "inputs": (x,), "scalars": scalars, "out": (x,), "when": None}, (), (x,))
+    assert apart([call], backend.empty) == [(0, call)]
+
+
+def test_an_update_by_numbers_of_the_host_stays_whole(backend: CudaBackend) -> None:
+    """The host has computed with them when the step is recorded."""
+    x = backend.zeros((3,), F32)
+    call = Call(
+        "map", {"program": SCALED, "inputs": (x,), "scalars": [0.5, 4.0], "out": (x,), "when": None}, (x,), (x,)
+    )
+    assert apart([call], backend.empty) == [(0, call)]
+
+
+def test_what_is_computed_of_numbers_alone_stays_whole(backend: CudaBackend) -> None:
+    scalars, cell, program = backend.zeros((2,), F64), backend.zeros((), F64), trace(lambda a, b: a / b, 0, 2)
+    given = {"program": program, "inputs": (), "scalars": scalars, "out": (cell,), "when": None}
+    call = Call("map", given, (scalars,), (cell,))
     assert apart([call], backend.empty) == [(0, call)]
 
 
