@@ -16,11 +16,11 @@ from fcdense.activation import Activation, RowActivation
 from fcdense.arena import Array, Version
 from fcdense.backends import Device, current_device
 from fcdense.backends.base import Reduction
-from fcdense.conversion import array_dtype, check_numbers, host_array, in_c_order, is_on_gpu
+from fcdense.conversion import array_dtype, host_array, in_c_order, is_on_gpu
 from fcdense.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from fcdense.precision import BFLOAT16, FLOAT_KINDS, dtype_of
 from fcdense.program import Program, trace
-from fcdense.variable import Variable
+from fcdense.variable import Variable, on_device
 
 
 class Tensor(Variable):
@@ -284,7 +284,7 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
     """
     on = current_device() if device is None else devices.device(device)
     if is_on_gpu(data):
-        adopted = _adopted(data, on, "data")
+        adopted = on_device(data, on, "data")
         array = on.backend.empty(adopted.shape, array_dtype(adopted.dtype if dtype is None else dtype))
         on.backend.copy(adopted, out=array)
         return Tensor(array, on, requires_grad=requires_grad)
@@ -295,16 +295,7 @@ def tensor(data: Any, dtype: Any = None, device: str | Device | None = None, req
 
 def placed(data: Any, on: Device, what: str = "data") -> Tensor:
     """An array as a tensor on the device `on`, in the same memory where it lies there already."""
-    if is_on_gpu(data):
-        return Tensor(_adopted(data, on, what), on)
-    return Tensor(on.backend.from_host(host_array(data, what)), on)
-
-
-def _adopted(data: Any, on: Device, what: str) -> Array:
-    """An array of a GPU as one of the device `on`, in the same memory."""
-    array = on.backend.adopt(data)
-    check_numbers(array.dtype, what)
-    return array
+    return Tensor(on_device(data, on, what), on)
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fcdense import changes, tape
 from fcdense.arena import Array, Version
 from fcdense.backends import Device
 from fcdense.backends.base import Mode
-from fcdense.conversion import FLOATS, host_array
+from fcdense.conversion import FLOATS, check_numbers, host_array, is_on_gpu
 from fcdense.errors import ArgumentError, DeviceError, DTypeError, GraphError, ShapeError
 from fcdense.operations import AsType, Call, Operation
 from fcdense.precision import FLOAT32, FLOAT_KINDS
@@ -206,10 +206,11 @@ class Variable:
     def gradient_like(self, value: Any, *, owned: bool = False) -> Any:
         """`value`, a tensor or array of this tensor's shape, as a tensor of its dtype and on its device.
 
-        It may share memory with what was given, unless it is to be `owned`.
+        It may share memory with a tensor or an array of the host, unless it is to be `owned`.
         """
         if not isinstance(value, Variable):
-            value = self.derived(self.device.backend.from_host(host_array(value, "the gradient")))
+            owned |= is_on_gpu(value)
+            value = self.derived(on_device(value, self.device, "the gradient"))
         if value.shape != self.shape:
             raise ShapeError(f"The gradient has shape {value.shape}, the tensor {self.shape}.")
         if value.device != self.device:
@@ -237,7 +238,7 @@ class Variable:
         Parameters
         ----------
         gradient
-            d(something)/d(self), a tensor of this shape; may be left out for a tensor of one element.
+            d(something)/d(self), a tensor or array of this shape; may be left out for a tensor of one element.
         retain_graph
             Keep the saved arrays, so that `backward` can be called again.
 
@@ -276,6 +277,15 @@ class Variable:
     def detach(self) -> Any:
         """The same values without their history; they share memory."""
         return self.derived(self.array, self.version)
+
+
+def on_device(data: Any, on: Device, what: str) -> Array:
+    """What the user gave as an array of the device `on`, in the same memory where it lies there already."""
+    if not is_on_gpu(data):
+        return on.backend.from_host(host_array(data, what))
+    array = on.backend.adopt(data)
+    check_numbers(array.dtype, what)
+    return array
 
 
 class GradientBuffers:

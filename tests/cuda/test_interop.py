@@ -12,7 +12,7 @@ import pytest
 import fcdense as fc
 from fcdense.backends import Device
 from fcdense.backends.cuda import CudaBackend
-from fcdense.errors import CaptureError, DataError, DeviceError, DTypeError, NonFiniteError, OutOfMemory
+from fcdense.errors import CaptureError, DataError, DeviceError, DTypeError, NonFiniteError, OutOfMemory, ShapeError
 from tests import emulation
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cuda import Machine
@@ -114,6 +114,42 @@ def test_what_has_to_be_copied_is_refused_where_no_copy_may_be(machine: Machine,
     np.testing.assert_array_equal(np.asarray(t), X)
     with pytest.raises(ValueError, match=r"Leave out copy=False: np\.asarray"):
         np.asarray(t, copy=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_a_callers_array_is_a_gradient(machine: Machine, on: Device, dtype: str) -> None:
+    """To begin with, or to be the gradient; later writes to it change neither."""
+    given = np.arange(24).reshape(4, 6).astype(dtype)
+    factor = np.float32(2.5)
+    for x in (fc.tensor(X, requires_grad=True), fc.nn.parameter(X)):
+        for begin in (
+            lambda g, x=x: (x * factor).backward(g),
+            lambda g, x=x: setattr(x, "grad", fc.grad(x * factor, x, g)),
+            lambda g, x=x: setattr(x, "grad", fc.grad([x * factor], x, [g])),
+        ):
+            x.zero_grad()
+            g = callers(machine, given)
+            begin(g)
+            write(g, 0 * given)
+            np.testing.assert_array_equal(x.grad.numpy(), factor * given)
+            assert x.grad.dtype == np.float32
+        x.grad = g = callers(machine, given)
+        write(g, 0 * given)
+        np.testing.assert_array_equal(x.grad.numpy(), given)
+
+
+def test_gradients_that_fit_no_tensor_are_refused(machine: Machine, on: Device) -> None:
+    x = fc.tensor(X, requires_grad=True)
+    x.grad = before = fc.tensor(X)
+    with pytest.raises(ShapeError, match=r"gradient has shape \(4, 5\), the tensor \(4, 6\)"):
+        x.grad = callers(machine, X[:, :5])
+    with pytest.raises(DTypeError, match="the gradient is complex"):
+        (x * 2).backward(callers(machine, X.astype("complex64")))
+    host = fc.tensor(X, device="cpu", requires_grad=True)
+    with pytest.raises(DeviceError, match=r"lies on a GPU, but it is used on cpu.*cupy\.asnumpy"):
+        host.backward(callers(machine, X))
+    assert x.grad is before
+    assert host.grad is None
 
 
 def test_what_cannot_be_is_refused(machine: Machine, on: Device) -> None:
