@@ -51,6 +51,17 @@ def write(array: Any, values: Any) -> None:
         array[place] = values[place]
 
 
+def read(machine: Machine, array: Any) -> np.ndarray:
+    """What a caller sees on the stream of the moment."""
+    return array.get(machine.stream(), np.empty(array.shape, array.dtype))
+
+
+def erase(machine: Machine, array: Any) -> None:
+    """As a caller does who then waits for it."""
+    write(array, np.zeros(array.shape, array.dtype))
+    assert not read(machine, array).any()
+
+
 def test_inference_reads_a_callers_array_where_it_lies(machine: Machine, on: Device) -> None:
     layer = fc.nn.Dense(3, "tanh", in_features=6)
     x = callers(machine, X)
@@ -66,7 +77,7 @@ def test_what_a_gradient_is_going_to_read_is_copied(machine: Machine, on: Device
     layer = fc.nn.Dense(3, in_features=6)
     x = callers(machine, X)
     y = layer(x)
-    write(x, 0 * X)
+    erase(machine, x)
     y.sum().backward()
     np.testing.assert_allclose(layer.kernel.grad.numpy(), np.repeat(X.sum(0)[:, None], 3, 1), rtol=1e-6)
 
@@ -74,7 +85,7 @@ def test_what_a_gradient_is_going_to_read_is_copied(machine: Machine, on: Device
 def test_tensors_of_a_callers_array_are_copies(machine: Machine, on: Device) -> None:
     x = callers(machine, X)
     given, cast = fc.tensor(x), fc.tensor(x, dtype="float64")
-    write(x, 0 * X)
+    erase(machine, x)
     np.testing.assert_array_equal(given.numpy(), X)
     np.testing.assert_array_equal(cast.numpy(), X.astype(np.float64))
     assert given.device is on
@@ -130,11 +141,11 @@ def test_a_callers_array_is_a_gradient(machine: Machine, on: Device, dtype: str)
             x.zero_grad()
             g = callers(machine, given)
             begin(g)
-            write(g, 0 * given)
+            erase(machine, g)
             np.testing.assert_array_equal(x.grad.numpy(), factor * given)
             assert x.grad.dtype == np.float32
         x.grad = g = callers(machine, given)
-        write(g, 0 * given)
+        erase(machine, g)
         np.testing.assert_array_equal(x.grad.numpy(), given)
 
 
@@ -182,11 +193,6 @@ def test_results_are_handed_out_where_they_lie(machine: Machine, on: Device, mon
     assert options == {"stream": 7}
     assert array.data.ptr == y.array.data.ptr
     np.testing.assert_array_equal(on.backend.to_host(array), y.numpy())
-
-
-def read(machine: Machine, array: Any) -> np.ndarray:
-    """What a caller sees on the stream of the moment."""
-    return array.get(machine.stream(), np.empty(array.shape, array.dtype))
 
 
 def network() -> fc.nn.Sequential:
