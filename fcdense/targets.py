@@ -16,6 +16,7 @@ from fcdense.conversion import FLOATS, host_array, in_c_order, is_on_gpu, read_o
 from fcdense.dense import DenseNode
 from fcdense.errors import ArgumentError, CaptureError, DataError, DeviceError, DTypeError, ShapeError
 from fcdense.precision import widened
+from fcdense.tape import needs_grad
 from fcdense.tensor import Tensor, placed
 
 Array = NDArray[Any]
@@ -67,8 +68,15 @@ def _activation_of(prediction: Tensor) -> str:
 
 
 def beside(prediction: Tensor, target: Any) -> Any:
-    """A target that is a CuPy array as a tensor on the prediction's device; any other one as it is."""
-    return placed(target, prediction.device, "target") if is_on_gpu(target) else target
+    """A target that is a CuPy array as a tensor on the prediction's device; any other one as it is.
+
+    A copy for a loss with a gradient: the graph keeps what it is given, and as long as it kept the caller's memory, the
+    caller's writes would not wait for what reads it.
+    """
+    if not is_on_gpu(target):
+        return target
+    there = placed(target, prediction.device, "target")
+    return there.copy() if needs_grad((prediction,)) else there
 
 
 def numbers(values: Any, what: str) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fcdense.backends import Device, current_device
 from fcdense.conversion import host_array, in_c_order, is_on_gpu
 from fcdense.tape import is_recording
-from fcdense.tensor import Tensor, placed, tensor
+from fcdense.tensor import Tensor, placed
 
 if TYPE_CHECKING:
     from fcdense.nn.module import Module
@@ -20,7 +20,8 @@ def as_input(x: Any, module: Module) -> Any:
         return x
     on = device_of(module)
     if is_on_gpu(x):
-        return tensor(x, device=on) if is_recording() else placed(x, on, "the input")
+        there = placed(x, on, "the input")
+        return there.copy() if is_recording() else there
     # The gradient reads the array later, and a write of the caller's in between would go unseen.
     array = in_c_order(host_array(x, "the input"), copy=True if is_recording() else None)
     return Tensor(on.backend.from_host(array), on)

@@ -82,6 +82,40 @@ def test_what_a_gradient_is_going_to_read_is_copied(machine: Machine, on: Device
     np.testing.assert_allclose(layer.kernel.grad.numpy(), np.repeat(X.sum(0)[:, None], 3, 1), rtol=1e-6)
 
 
+SHARES = np.random.default_rng(5).dirichlet(np.ones(3), 4).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (fc.losses.mse, SHARES),
+        (fc.losses.mse, SHARES > 0.3),
+        (fc.losses.mean_absolute_error, SHARES.astype(np.float64)),
+        (fc.losses.binary_cross_entropy_with_logits, SHARES),
+        (fc.losses.cross_entropy, SHARES),
+        (fc.losses.cross_entropy, CLASSES[:4]),
+    ],
+)
+def test_targets_may_be_overwritten_at_once(machine: Machine, on: Device, loss: Any, target: Any) -> None:
+    """Before the loss is read, its gradient is taken, or that gradient's."""
+
+    def found(target: Any, after: Any) -> list[np.ndarray]:
+        model = network()
+        prediction = model(X)
+        value = loss(prediction, target)
+        with fc.no_grad():
+            bare = loss(prediction, target)
+        after()
+        slope = fc.grad(value, prediction, create_graph=True)
+        results = [value, bare, slope, fc.grad((slope * slope).sum(), model.layers[0].kernel)]
+        return [result.numpy() for result in results]
+
+    wanted = found(target, lambda: None)
+    given = callers(machine, target)
+    for ours, theirs in zip(found(given, lambda: erase(machine, given)), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_tensors_of_a_callers_array_are_copies(machine: Machine, on: Device) -> None:
     x = callers(machine, X)
     given, cast = fc.tensor(x), fc.tensor(x, dtype="float64")
