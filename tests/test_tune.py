@@ -124,9 +124,14 @@ def test_what_cannot_run_after_all_is_left_out(
         assert not tune(step).lines
 
 
-def test_a_table_grows_and_a_damaged_one_is_passed_over(emu: Device, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_grows_and_a_damaged_one_is_passed_over(
+    emu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = emu.backend
     assert isinstance(backend, CudaBackend)
+    monkeypatch.setenv("FCDENSE_CACHE", str(tmp_path / "not" / "there yet"))
+    for _ in range(2):
+        tables.require_folder(backend.driver)
     tables.write(backend.driver, {"a": SMALL})
     path = tables.write(backend.driver, {"b": Choice("cuBLASLt", "float32")})
     assert tables.read(backend.driver) == {"a": SMALL, "b": Choice("cuBLASLt", "float32")}
