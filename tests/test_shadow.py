@@ -122,6 +122,60 @@ def test_a_change_behind_the_last_use(on: Device) -> None:
     assert results[0] == results[1]
 
 
+def test_another_change_between_the_last_use_and_an_update_of_a_part(on: Device) -> None:
+    results = []
+    for captured in (False, True):
+        fc.manual_seed(0)
+        model = network()
+        fc.optim.SGD(model.parameters(), 0.125)  # all parameters side by side, with one copy
+        optimizer = fc.optim.SGD(model[0].parameters(), 0.125)
+
+        def step(x: Any, model: Any = model, optimizer: Any = optimizer) -> Any:
+            optimizer.zero_grad()
+            loss_of(model(x)).backward()
+            with fc.no_grad():
+                model[1].kernel[:] = model[1].kernel * 0.5
+            optimizer.step()
+            return model(x)
+
+        run = fc.capture(step) if captured else step
+        results.append([np.array(run(fc.tensor(X)).numpy()) for _ in range(5)])
+        check(model)
+    np.testing.assert_array_equal(*map(np.array, results))
+
+
+class Fading(fc.nn.Module):
+    """Adds to a network's output that of a layer which it does not own, and changes that layer after its use."""
+
+    def __init__(self, layer: fc.nn.Dense) -> None:
+        super().__init__()
+        self.inner = network()
+        self.other = lambda: layer
+
+    def forward(self, x: Any) -> Any:
+        with fc.no_grad():
+            other = self.other()
+            added = other(x)
+            other.kernel[:] = other.kernel * 0.75
+        return self.inner(x) + added
+
+
+def test_steps_in_one_call_that_leave_the_copies_behind(on: Device) -> None:
+    x = np.tile(X, (8, 1))
+    y = np.arange(len(x)) % 3
+    results = []
+    for capture in (False, True):
+        fc.manual_seed(0)
+        model = Fading(fc.nn.Dense(3, in_features=8))
+        trainer = fc.Trainer(model, "cross_entropy", "sgd", precision="bfloat16", capture=capture)
+        history = trainer.fit(x, y, epochs=3, batch_size=6, verbose=False)
+        assert trainer.not_captured == ("" if capture else "capture=False")
+        results.append([*model.state_dict().values(), np.array(history["loss"])])
+        assert np.abs(model.other().kernel.numpy()).max() < 0.1  # 0.75 ** 24 of what it was
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_an_update_before_the_first_use(on: Device) -> None:
     results = []
     for captured in (False, True):

@@ -113,3 +113,30 @@ def test_arrays_of_other_libraries_lie_where_their_memory_does(machine: Machine,
         assert fc.tensor(OfAnotherLibrary(x[:0])).shape == (0, 6)
     with at(machine, 1 - own, current), pytest.raises(DeviceError, match=f"lies on cuda:{own}"):
         fc.tensor(OfAnotherLibrary(x))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_one_optimizer_over_both(machine: Machine, clip_norm: float | None) -> None:
+    """Their gradients have one norm; where one of them is not finite, neither's parameters change."""
+    both = [Device("cupy", next(NUMBER), backend=CudaBackend(driver_of(index))) for index in (0, 1)]
+    values, slopes = [ROWS[:4], ROWS[4:7]], [ROWS[8:12], ROWS[12:15]]
+    length = float(np.sqrt(sum((slope.astype(np.float64) ** 2).sum() for slope in slopes)))
+    made = []
+    for on, value in zip(both, values, strict=True):
+        with fc.use_device(on):
+            made.append(fc.nn.parameter(value))
+    optimizer = fc.optim.SGD(made, 0.5, clip_norm=clip_norm)
+    for parameter, slope in zip(made, slopes, strict=True):
+        parameter.grad = slope
+    assert optimizer.step(check_finite=True)
+    assert optimizer.gradient_norm == pytest.approx(length, rel=1e-6)
+    shrunk = 0.5 if clip_norm is None else 0.5 * clip_norm / length
+    for parameter, value, slope in zip(made, values, slopes, strict=True):
+        np.testing.assert_allclose(parameter.numpy(), value - shrunk * slope, rtol=1e-5, atol=1e-6)
+    for bad in range(2):
+        before = [parameter.numpy() for parameter in made]
+        for number, (parameter, slope) in enumerate(zip(made, slopes, strict=True)):
+            parameter.grad = slope * np.float32(np.nan) if number == bad else slope
+        assert not optimizer.step(check_finite=True)
+        for parameter, value in zip(made, before, strict=True):
+            np.testing.assert_array_equal(parameter.numpy(), value)
