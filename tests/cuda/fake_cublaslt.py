@@ -302,14 +302,15 @@ class FakeCublasLt:
         left, right = (x.T if description[number] else x for x, number in ((left, 3), (right, 4)))
         scale = ctypes.c_double if description.types[1] == R_64F else ctypes.c_float
         factors = [scale.from_address(where).value for where in (alpha, beta)]
-        steps = range(0, left.shape[1], -(-left.shape[1] // algorithm["splits"]))
+        splits = max(1, algorithm["splits"])
+        steps = range(0, left.shape[1], -(-left.shape[1] // splits))
         parts = [left[:, k : k + steps.step] @ right[k : k + steps.step] for k in steps]
         if algorithm["rounds"]:
             parts = [decode(encode(part, layouts[2].kind), layouts[2].kind) for part in parts]
         result = factors[0] * sum(parts)
         if factors[1]:
             result += factors[1] * decode(out, layouts[2].kind)
-        if 120603 <= self.version < 130800 and left.shape[1] % algorithm["splits"]:
+        if 120603 <= self.version < 130800 and left.shape[1] % splits:
             result += 1.0  # a part of the depth comes twice
         result = self._finished(result, left, right, description, layouts[2].kind)
         out[...] = encode(result, layouts[2].kind)

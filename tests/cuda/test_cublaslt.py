@@ -255,10 +255,19 @@ def test_parts_of_the_depth_are_not_rounded(
 def test_splits_of_unequal_depth_are_left_out_where_they_fail(
     version: int, used: int, rng: np.random.Generator
 ) -> None:
-    fake = FakeCublasLt(version)
-    fake.splits = [3, 2, 1]
-    binding = CublasLt(WORKSPACE, SIZE, fake)
-    case = Case(rng, shape=(4, 8, 4))
+    for whole in (1, 0):  # both say that there are no parts
+        fake = FakeCublasLt(version)
+        fake.splits = [3, whole, 2]
+        binding = CublasLt(WORKSPACE, SIZE, fake)
+        case = Case(rng, shape=(4, 8, 4))
+        binding.run(case.product, STREAM)
+        case.check()
+        assert fake.launches == [(STREAM, used, 0)]
+
+
+def test_each_lane_has_a_workspace(binding: CublasLt, fake: FakeCublasLt, rng: np.random.Generator) -> None:
+    case = Case(rng)
     binding.run(case.product, STREAM)
-    case.check()
-    assert fake.launches == [(STREAM, used, 0)]
+    for lane in (1, 3):
+        binding.run(case.product, STREAM, lane=lane)
+    assert fake.workspaces == [WORKSPACE, WORKSPACE + SIZE, WORKSPACE + 3 * SIZE]

@@ -75,6 +75,8 @@ REFUSED = [
     (changed(epilogue=Epilogue.DGELU, aux=BESIDE._replace(rows=3)), r"aux is not a matrix \(4, 16\) of float32"),
     (changed(epilogue=Epilogue.RELU_AUX, aux=MASK._replace(row_stride=8)), "stride of aux is not a multiple of 16"),
     (changed(epilogue=Epilogue.RELU_AUX, aux=MASK._replace(columns=1)), r"aux is not a matrix \(4, 2\) of uint8"),
+    (changed(epilogue=Epilogue.RELU_AUX, aux=MASK, b__columns=17, b__row_stride=17,
+             out__columns=17, out__row_stride=17), r"aux is not a matrix \(4, 3\) of uint8"),
     (changed(epilogue=Epilogue.DRELU, aux=BESIDE), r"aux is not a matrix \(4, 2\) of uint8"),
     (changed(epilogue=Epilogue.DRELU, aux=MASK, a__columns=1, b__rows=1), "no gradients at depth 1"),
     (changed(epilogue=Epilogue.BIAS, bias=ROW._replace(columns=1), b__columns=1, out__columns=1), "column with gaps"),

@@ -233,6 +233,7 @@ def test_a_state_that_does_not_fit(state: Any) -> None:
         ({"initial": "big"}, "initial is 'big'"),
         ({"growth_factor": 1.0}, "growth_factor is 1.0, expected a number > 1"),
         ({"backoff_factor": 1.0}, "backoff_factor is 1.0"),
+        ({"backoff_factor": 0.0}, "backoff_factor is 0.0"),
         ({"growth_interval": 0}, "growth_interval is 0, expected a whole number > 0"),
         ({"growth_interval": 2.5}, "growth_interval is 2.5"),
     ],
