@@ -68,6 +68,23 @@ def test_a_callers_arrays_have_the_bits_of_the_hosts(capture: bool) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_callers_targets_and_gradients_may_be_overwritten_at_once() -> None:
+    import cupy
+
+    values = np.random.default_rng(0).standard_normal((1 << 15, 64)).astype(np.float32)
+    with fc.use_device("cuda"), cupy.cuda.Stream(non_blocking=True):
+        for _ in range(4):
+            x = fc.tensor(values, requires_grad=True)
+            given = cupy.asarray(values + 1)
+            loss = fc.losses.mse(x, given)
+            given.fill(0)
+            given = cupy.asarray(values)
+            (x * 2).backward(given)
+            given.fill(0)
+            np.testing.assert_allclose(loss.item(), 1.0, rtol=1e-5)
+            np.testing.assert_array_equal(x.grad.numpy(), 2 * values)
+
+
 def step_of(model: Any, optimizer: Any) -> Any:
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
