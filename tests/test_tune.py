@@ -99,6 +99,42 @@ def test_all_that_can_serve_is_measured(emu: Device) -> None:
     assert [m.seconds for m in measured] == sorted(m.seconds for m in measured)
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        plan.Problem("float16", 20, 24, 36, 8, True, False, True, "float16"),
+        plan.Problem("bfloat16", 9, 17, 33, 2, False, True, False, "float32"),
+        plan.Problem("float32", 6, 5, 8, 4, False, False, True, "float32"),
+        plan.Problem("tf32", 8, 16, 12, 16, True, True, False, "float32"),
+    ],
+    ids=lambda problem: problem.bucket,
+)
+def test_what_is_measured_is_the_problem(emu: Device, monkeypatch: pytest.MonkeyPatch, problem: plan.Problem) -> None:
+    """On operands that lie as its own do; in turn, by the memory of one set of them."""
+    pytest.importorskip("ml_dtypes")  # knows the bfloat16 that arrays of such a problem have
+    backend, met, sizes, sets = emu.backend, set(), [], 3
+    assert isinstance(backend, CudaBackend)
+
+    def in_turn(nbytes: int) -> int:
+        sizes.append(nbytes)
+        return sets
+
+    def choose(self: Any, asked: plan.Problem) -> Choice:
+        met.add(asked)
+        return self._choice  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(tuning, "in_turn", in_turn)
+    monkeypatch.setattr(tuning.Only, "choose", choose)
+    measured = tuning.measure(backend, problem)
+    assert met == {problem}
+    width, depth, outs = (2 if "16" in problem.dtype else 4), problem.depth, 1 + problem.has_program
+    stored = outs * problem.rows * problem.columns * np.dtype(problem.out).itemsize
+    assert sizes == [width * depth * (problem.rows + problem.columns) + stored]
+    launches = backend.driver.launches  # type: ignore[attr-defined]
+    assert len(measured) > 1
+    assert not len(launches) % sets
+
+
 def test_what_cannot_run_after_all_is_left_out(
     emu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
